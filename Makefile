@@ -1,0 +1,26 @@
+# Two commands matter: `make lab` opens the course, `make test` runs everything CI runs.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: lab test notebooks bench
+lab: .venv/ready-lab
+	.venv/bin/jupyter lab --notebook-dir=notebooks
+
+test: .venv/ready-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest
+	RLCOURSE_PROGRESS=0 $(RUN) -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	    --nbval-sanitize-with=tests/sanitize.cfg --durations=8 notebooks
+
+notebooks: .venv/ready-test  # execute every lesson in place and make its solutions again
+	RLCOURSE_PROGRESS=0 $(RUN) notebooks/solutions/make.py
+
+bench: .venv/ready-test
+	$(RUN) tests/bench/iteration.py
+
+.venv/ready-%: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(if $(filter test,$*),.[test],.)"
+	$(RUN) -m rlcourse.data
+	touch $@

@@ -1,0 +1,204 @@
+"""GPT-2, or any Hugging Face causal language model, as a policy with a value head."""
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from rlcourse.rollout import Prompts, Rollout
+
+TINY = Path(__file__).parent / "assets" / "tiny"
+
+
+class GPT2Policy(nn.Module):
+    """A causal language model and a linear value head on its last hidden state; states are texts, actions tokens.
+
+    lm: the `AutoModelForCausalLM`. value_head: starts at zero. tokenizer: the model's own. `dtype` (torch.bfloat16 or
+    torch.float16) turns on autocast on CUDA; weights stay float32. `train()` keeps dropout off: with it on, a second
+    look at the same tokens gives other log-probabilities, and the ratio is not 1 before the first update.
+    """
+
+    def __init__(self, lm: nn.Module, tokenizer, dtype: torch.dtype | None = None):
+        super().__init__()
+        if tokenizer.eos_token_id is None:
+            raise ValueError("tokenizer has no EOS token, so a response could never end; set tokenizer.eos_token")
+        self.lm, self.tokenizer, self.dtype = lm, tokenizer, dtype
+        self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.train()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str = "tiny", device=None, dtype=None) -> "GPT2Policy":
+        """The bundled model ("tiny"), a Hugging Face causal LM id such as "gpt2", or a folder holding one.
+
+        device: default is the GPU when there is one. Raises ValueError, naming what is accepted, for anything else.
+        """
+        folder = TINY if name_or_path == "tiny" else name_or_path
+        if Path(folder).is_dir():  # a bar is for downloads
+            transformers_logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f'cannot load {str(name_or_path)!r}: expected "tiny", a folder with a saved causal language model, or '
+                'the id of one on the Hugging Face hub such as "gpt2" (its first use needs a network connection). '
+                f"The loader said: {str(error).splitlines()[0]}"
+            ) from error
+        finally:
+            transformers_logging.enable_progress_bar()
+        policy = cls(lm, tokenizer, dtype)
+        saved_head = Path(folder) / "value_head.safetensors"
+        if saved_head.exists():
+            policy.value_head.load_state_dict(load_file(saved_head))
+        return policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def save_pretrained(self, folder) -> None:
+        """Write model, tokenizer and value head (safetensors) so that `from_pretrained(folder)` gives this policy."""
+        self.lm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file(self.value_head.state_dict(), Path(folder) / "value_head.safetensors")
+
+    def frozen_copy(self) -> "GPT2Policy":
+        """A reference policy: the same weights, which nothing will change."""
+        return copy.deepcopy(self).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "GPT2Policy":
+        super().train(mode)
+        self.lm.eval()  # dropout stays off
+        return self
+
+    @property
+    def context(self) -> int:
+        """The longest prompt plus response, in tokens."""
+        config = self.lm.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or 2**31
+
+    def encode(self, prompts: list[str], temperature: float = 1.0) -> Prompts:
+        """Prompts exactly as the tokenizer encodes them, padded on the left, on the policy's device."""
+        if isinstance(prompts, str) or not len(prompts):
+            raise ValueError(f"prompts must be a list of at least one string, got {prompts!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        if not all(rows):
+            raise ValueError(f"prompt {rows.index([])} ({prompts[rows.index([])]!r}) gives no token")
+        width, device = max(map(len, rows)), self.value_head.weight.device
+        padded = [[self.tokenizer.eos_token_id] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        scale = torch.full((len(rows),), float(temperature), device=device)
+        return Prompts(torch.tensor(padded, device=device), torch.tensor(mask, device=device), scale)
+
+    def evaluate(self, inputs: Prompts, actions: Tensor, with_entropy: bool = False) -> tuple[Tensor, ...]:
+        """Score given actions: log pi(action_t | prompt, actions before t) at the sampling temperature, and V.
+
+        actions: [B, T] -> logprobs, values and, if asked for, entropies: [B, T], float32, in nats.
+        """
+        logits, values = self._forward(inputs, actions)
+        log_z = logits.logsumexp(-1)
+        logprobs = logits.gather(-1, actions[..., None])[..., 0] - log_z
+        if not with_entropy:
+            return logprobs, values
+        return logprobs, values, log_z - (logits.softmax(-1) * logits).sum(-1)
+
+    def logits(self, inputs: Prompts, actions: Tensor) -> Tensor:
+        """[B, T, V] float32: what each action was drawn from, divided by the temperature already."""
+        return self._forward(inputs, actions)[0]
+
+    def _forward(self, inputs: Prompts, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, T, V] and values [B, T] of the T positions that choose the actions."""
+        T = actions.shape[1]
+        ids = torch.cat([inputs.ids, actions[:, :-1]], dim=1)  # [B, P+T-1]: the last action conditions nothing
+        mask = torch.cat([inputs.mask, torch.ones_like(actions[:, :-1])], dim=1)
+        output = self._run(
+            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), logits_to_keep=T, use_cache=False
+        )
+        return _scaled(output.logits, inputs.temperature), self._values(output.hidden_states[-1][:, -T:])
+
+    def _run(self, **kwargs):
+        with torch.autocast(self.value_head.weight.device.type, self.dtype, enabled=self.autocasts):
+            return self.lm(output_hidden_states=True, **kwargs)
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether forward passes run in `dtype`: only where one was asked for, and only on CUDA."""
+        return self.dtype is not None and self.value_head.weight.is_cuda
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        return self.value_head(hidden.float())[..., 0]
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position ids that count real tokens only, so that padding on the left changes nothing."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
+    return logits.float() / temperature[:, None, None]
+
+
+@torch.no_grad()
+def sample_responses(
+    policy: GPT2Policy,
+    prompts: list[str],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """Sample one response per prompt from softmax(logits / temperature), with nothing cut off (no top-k, no top-p).
+
+    -> Rollout with actions [B, T], T <= max_new_tokens. A row ends with EOS, an action that counts; after it actions
+    hold EOS and mask, old_logprobs and values are 0. Log-probabilities and values come out of the sampling pass
+    itself; only under autocast are they computed again by `evaluate`, since there the two differ.
+    generator: on the policy's device; without it torch's global one is used.
+    Raises ValueError when a prompt gives no token or prompt and response together exceed the model's context.
+    """
+    inputs = policy.encode(prompts, temperature)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if inputs.ids.shape[1] + max_new_tokens > policy.context:
+        longest = int(inputs.mask.sum(1).argmax())
+        raise ValueError(
+            f"prompt {longest} has {inputs.ids.shape[1]} tokens; with max_new_tokens={max_new_tokens} that exceeds the "
+            f"model's context of {policy.context}"
+        )
+    eos = policy.tokenizer.eos_token_id
+    ids, attention, alive = inputs.ids, inputs.mask, torch.ones_like(inputs.ids[:, 0])
+    cache, columns = None, []
+    for t in range(max_new_tokens):
+        positions = _positions(attention)[:, -ids.shape[1] :]
+        output = policy._run(
+            input_ids=ids, attention_mask=attention, position_ids=positions,
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        if (cache := getattr(output, "past_key_values", None)) is None:
+            raise ValueError(f"{type(policy.lm).__name__} keeps no past_key_values; sampling needs such a cache")
+        logprobs = _scaled(output.logits, inputs.temperature)[:, -1].log_softmax(-1)  # [B, V]
+        action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # [B, 1]
+        action = torch.where(alive[:, None] > 0, action, eos)
+        columns.append(
+            (action[:, 0], alive, logprobs.gather(1, action)[:, 0], policy._values(output.hidden_states[-1][:, -1]))
+        )
+        alive = alive * (action[:, 0] != eos)
+        if t % 8 == 7 and not alive.any():  # a host read, so not at every token
+            break
+        ids, attention = action, torch.cat([attention, torch.ones_like(action)], dim=1)
+    actions, mask, logprobs, values = (torch.stack(column, dim=1) for column in zip(*columns))  # [B, T]
+    T = int(mask.sum(1).max())
+    rollout = Rollout(inputs, actions[:, :T], mask[:, :T].float(), (logprobs * mask)[:, :T], (values * mask)[:, :T])
+    if not policy.autocasts:
+        return rollout
+    logprobs, values = policy.evaluate(inputs, rollout.actions)
+    return Rollout(inputs, rollout.actions, rollout.mask, logprobs * rollout.mask, values * rollout.mask)
+
+
+def response_texts(policy: GPT2Policy, rollout: Rollout) -> list[str]:
+    """The responses as text, [B] strings: counted actions only, special tokens such as EOS left out."""
+    lengths = rollout.mask.sum(1).long().tolist()
+    rows = [row[:n] for row, n in zip(rollout.actions.tolist(), lengths)]
+    return policy.tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -1,0 +1,138 @@
+"""Losses, KL estimators and entropy. A loss is minimised and is a scalar; everything is in nats."""
+
+import torch
+from torch import Tensor
+
+from rlcourse.masking import check_shapes, masked_mean
+
+
+def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """REINFORCE (Williams 1992): its gradient is minus the policy-gradient theorem's estimate of grad J.
+
+    logprobs, advantages, mask: [B, T] -> scalar.    -mean_rows( sum_t mask * logprobs * advantages )
+
+    A sum over a row's actions and a mean over rows, as the theorem has it: dividing by the number of actions instead
+    would weigh an action by how long the other responses are. Advantages carry no gradient.
+    """
+    check_shapes(mask, logprobs=logprobs, advantages=advantages)
+    # both factors are zeroed where masked, so that a nan in either reaches neither the loss nor the gradient
+    logprobs, advantages = (torch.where(mask > 0, x, 0) for x in (logprobs, advantages.detach()))
+    return -(logprobs * advantages).sum() / len(mask)
+
+
+def clipped_surrogate_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_eps: float = 0.2
+) -> Tensor:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated so that it is minimised.
+
+    logprobs, old_logprobs, advantages, mask: [B, T] -> scalar.
+
+        ratio = exp(logprobs - old_logprobs)
+        -mean( min( ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A ) )
+
+    The mean is over all counted actions of the batch (as in most PPO code), not over rows: with responses of different
+    lengths its gradient at ratio 1 is that of `reinforce_loss` times rows / counted actions, a factor that varies
+    from batch to batch. The `min` makes the bound pessimistic: a change that helps is paid for up to clip_eps, one
+    that hurts is charged in full.
+    """
+    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    _check_clip_eps(clip_eps)
+    ratio = _log_ratio(logprobs, old_logprobs.detach(), mask).exp()
+    advantages = advantages.detach()
+    clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
+    return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
+
+
+def value_loss(
+    values: Tensor, returns: Tensor, mask: Tensor, old_values: Tensor | None = None, clip_eps: float | None = None
+) -> Tensor:
+    """Half the squared error of the critic, averaged over counted actions.
+
+    values, returns, mask, old_values: [B, T] -> scalar.    mean( (values - returns)^2 ) / 2
+
+    With `clip_eps`, values may move at most that far from `old_values`, and the larger of the clipped and the
+    unclipped error counts (the variant of the original PPO code; Huang et al. 2022 found no benefit).
+    """
+    check_shapes(mask, values=values, returns=returns)
+    returns = returns.detach()
+    error = torch.where(mask > 0, values - returns, 0) ** 2
+    if clip_eps is not None:
+        if old_values is None:
+            raise ValueError("clip_eps needs old_values, the values at sampling time")
+        check_shapes(mask, old_values=old_values)
+        _check_clip_eps(clip_eps)
+        old_values = old_values.detach()
+        clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
+        error = torch.maximum(error, torch.where(mask > 0, clipped - returns, 0) ** 2)
+    return masked_mean(error, mask) / 2
+
+
+def kl_estimate(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor, kind: str = "k1") -> Tensor:
+    """Estimates of KL(pi || other) from actions drawn from pi (Schulman 2020, "Approximating KL Divergence").
+
+    logprobs, other_logprobs, mask: [B, T] -> [B, T], 0 where masked. With d = logprobs - other_logprobs:
+
+        k1 = d                    unbiased, often negative, large variance
+        k2 = d^2 / 2              biased, never negative
+        k3 = exp(-d) - 1 + d      unbiased, never negative
+
+    For monitoring. As a loss only k2 has the gradient of KL(pi || other): the expected gradient of k1 is 0.
+    """
+    check_shapes(mask, logprobs=logprobs, other_logprobs=other_logprobs)
+    difference = _log_ratio(logprobs, other_logprobs, mask)
+    if kind == "k1":
+        return difference
+    if kind == "k2":
+        return difference**2 / 2
+    if kind == "k3":
+        return torch.expm1(-difference) + difference
+    raise ValueError(f'kind must be "k1", "k2" or "k3", got {kind!r}')
+
+
+def exact_kl(logits: Tensor, other_logits: Tensor, mask: Tensor) -> Tensor:
+    """KL(pi || other) at each action, summed over the whole vocabulary: what the estimators estimate.
+
+    logits, other_logits: [B, T, V], mask: [B, T] -> [B, T], 0 where masked.    sum_v pi(v) * (log pi(v) - log other(v))
+    """
+    _check_logits(mask, logits=logits, other_logits=other_logits)
+    logp, logq = logits.float().log_softmax(-1), other_logits.float().log_softmax(-1)
+    return torch.where(mask > 0, (logp.exp() * (logp - logq)).sum(-1), 0)
+
+
+def entropy(logits: Tensor, mask: Tensor) -> Tensor:
+    """Entropy of the policy at each action.
+
+    logits: [B, T, V], mask: [B, T] -> [B, T], 0 where masked.    -sum_v pi(v) * log pi(v)
+    """
+    _check_logits(mask, logits=logits)
+    logp = logits.float().log_softmax(-1)
+    return torch.where(mask > 0, -(logp.exp() * logp).sum(-1), 0)
+
+
+def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip_eps: float) -> Tensor:
+    """Share of the counted actions whose ratio lies outside [1 - clip_eps, 1 + clip_eps].
+
+    logprobs, old_logprobs, mask: [B, T] -> scalar in [0, 1].
+    """
+    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    _check_clip_eps(clip_eps)
+    ratio = _log_ratio(logprobs, old_logprobs, mask).exp()
+    return masked_mean(((ratio - 1).abs() > clip_eps).float(), mask)
+
+
+def _log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """logprobs - other, and exactly 0 where masked: an overflow there would give a nan gradient even behind `where`."""
+    return torch.where(mask > 0, logprobs - other, 0)
+
+
+def _check_clip_eps(clip_eps: float) -> None:
+    if not clip_eps > 0:
+        raise ValueError(f"clip_eps must be positive, got {clip_eps}")
+
+
+def _check_logits(mask: Tensor, **logits: Tensor) -> None:
+    check_shapes(mask)
+    first = next(iter(logits.values()))
+    for name, tensor in logits.items():
+        if tensor.ndim != 3 or tensor.shape[:2] != mask.shape or tensor.shape != first.shape:
+            raise ValueError(f"{name} must be [B, T, V] for mask {tuple(mask.shape)}, got {tuple(tensor.shape)}")

@@ -1,0 +1,73 @@
+"""What a policy acts on and what it did: two small containers of batch-first tensors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What GPT-2's actions are conditioned on, the sampling temperature included.
+
+    ids: [B, P] token ids, padded on the left. mask: [B, P], 1 = a real token. temperature: [B], each above 0.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    temperature: Tensor
+
+    def __post_init__(self):
+        if self.ids.ndim != 2 or self.mask.shape != self.ids.shape or self.temperature.shape != self.ids.shape[:1]:
+            shapes = [tuple(x.shape) for x in (self.ids, self.mask, self.temperature)]
+            raise ValueError(f"ids and mask must be [B, P] and temperature [B], got {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i) -> "Prompts":
+        i = [i] if isinstance(i, int) else i
+        return Prompts(self.ids[i], self.mask[i], self.temperature[i])
+
+    def to(self, device) -> "Prompts":
+        return Prompts(self.ids.to(device), self.mask.to(device), self.temperature.to(device))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of sampled responses or episodes.
+
+    inputs: whatever the policy needs to score the actions again; it supports `[i]` and `.to` as a tensor does.
+    actions, mask, old_logprobs, values: [B, T], as they were when sampled. ref_logprobs: [B, T] or None.
+    `rollout[i]` is a minibatch: i is a row number, a slice, or a tensor of row numbers.
+    """
+
+    inputs: Any
+    actions: Tensor
+    mask: Tensor
+    old_logprobs: Tensor
+    values: Tensor
+    ref_logprobs: Tensor | None = None
+
+    def __post_init__(self):
+        for name in ("mask", "old_logprobs", "values", "ref_logprobs"):
+            x = getattr(self, name)
+            if x is not None and x.shape != self.actions.shape:
+                raise ValueError(
+                    f"{name} must have the shape of actions {tuple(self.actions.shape)}, got {tuple(x.shape)}"
+                )
+        if len(self.inputs) != len(self.actions):
+            raise ValueError(f"inputs has {len(self.inputs)} rows, actions {len(self.actions)}")
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def __getitem__(self, i) -> "Rollout":
+        i = [i] if isinstance(i, int) else i
+        return self._apply(lambda x: x[i])
+
+    def to(self, device) -> "Rollout":
+        return self._apply(lambda x: x.to(device))
+
+    def _apply(self, function) -> "Rollout":
+        return Rollout(**{name: x if x is None else function(x) for name, x in vars(self).items()})
