@@ -6,6 +6,7 @@ distribution of the PyPI package vaderSentiment 3.3.2. `python -m rlcourse.data`
 opens a connection.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -87,6 +88,20 @@ def load_prompts(split: str = "train") -> list[str]:
     if split not in prompts:
         raise ValueError(f"split must be one of {list(prompts)}, got {split!r}")
     return prompts[split]
+
+
+def load_study(path: str | Path) -> tuple[str, list[dict]]:
+    """A stored study: what its first lines say of date, versions and settings, and its rows with numbers as floats."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    about = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+    return "\n".join(about), [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(lines[len(about) :])]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def text_key(text: str) -> str:

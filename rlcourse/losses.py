@@ -76,7 +76,7 @@ def kl_estimate(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor, kind: st
         k2 = d^2 / 2              biased, never negative
         k3 = exp(-d) - 1 + d      unbiased, never negative
 
-    For monitoring. As a loss only k2 has the gradient of KL(pi || other): the expected gradient of k1 is 0.
+    For monitoring. As a loss only k2 has, action by action, the gradient of KL(pi || other); k1 has 0 on average.
     """
     check_shapes(mask, logprobs=logprobs, other_logprobs=other_logprobs)
     difference = _log_ratio(logprobs, other_logprobs, mask)
@@ -95,8 +95,9 @@ def exact_kl(logits: Tensor, other_logits: Tensor, mask: Tensor) -> Tensor:
     logits, other_logits: [B, T, V], mask: [B, T] -> [B, T], 0 where masked.    sum_v pi(v) * (log pi(v) - log other(v))
     """
     _check_logits(mask, logits=logits, other_logits=other_logits)
-    logp, logq = logits.float().log_softmax(-1), other_logits.float().log_softmax(-1)
-    return torch.where(mask > 0, (logp.exp() * (logp - logq)).sum(-1), 0)
+    logp, logq = _log_softmax(logits), _log_softmax(other_logits)
+    possible = logp > -torch.inf  # forbidden tokens add 0, not 0 * inf
+    return torch.where(mask > 0, (logp.exp() * torch.where(possible, logp - logq, 0)).sum(-1), 0)
 
 
 def entropy(logits: Tensor, mask: Tensor) -> Tensor:
@@ -105,8 +106,8 @@ def entropy(logits: Tensor, mask: Tensor) -> Tensor:
     logits: [B, T, V], mask: [B, T] -> [B, T], 0 where masked.    -sum_v pi(v) * log pi(v)
     """
     _check_logits(mask, logits=logits)
-    logp = logits.float().log_softmax(-1)
-    return torch.where(mask > 0, -(logp.exp() * logp).sum(-1), 0)
+    logp = _log_softmax(logits)
+    return torch.where(mask > 0, -(logp.exp() * torch.where(logp > -torch.inf, logp, 0)).sum(-1), 0)
 
 
 def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip_eps: float) -> Tensor:
@@ -123,6 +124,11 @@ def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip_eps
 def _log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     """logprobs - other, and exactly 0 where masked: an overflow there would give a nan gradient even behind `where`."""
     return torch.where(mask > 0, logprobs - other, 0)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float32 at least, whatever the logits come in."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def _check_clip_eps(clip_eps: float) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def check_shapes(mask: Tensor, **tensors: Tensor) -> None:
-    """Raise an error unless every tensor is [B, T] like `mask` and, on the CPU, `mask` holds only 0 and 1.
+    """Raise an error unless every tensor is [B, T] like `mask` and, on the CPU, `mask` holds ones, then zeros.
 
     Mask values are not looked at on a GPU: reading them would make the host wait for the device.
     """
@@ -18,6 +18,8 @@ def check_shapes(mask: Tensor, **tensors: Tensor) -> None:
             raise ValueError(f"{name} must have the shape of mask {tuple(mask.shape)}, got {tuple(tensor.shape)}")
     if mask.device.type == "cpu" and not ((mask == 0) | (mask == 1)).all():
         raise ValueError("mask must hold only 0 and 1 (1 = this action counts)")
+    if mask.device.type == "cpu" and (mask[:, 1:] > mask[:, :-1]).any():
+        raise ValueError("each row of mask must be ones, then zeros: what counts is the beginning of a response")
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -38,6 +40,8 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     x, mask: [B, T] -> [B, T], 0 where masked. The variance is the population's (divided by n, not n - 1), with 1e-8
     added to it, so that equal values whiten to 0 and never to nan.
     """
+    check_shapes(mask, x=x)
+    x = torch.where(mask > 0, x, 0)  # before any arithmetic: a masked nan must not reach the gradient either
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8)

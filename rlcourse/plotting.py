@@ -4,6 +4,7 @@ import html
 import inspect
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +21,45 @@ def show(function) -> Markdown:
 def progress(iterable: Iterable, **kwargs):
     """A tqdm progress bar; the environment variable RLCOURSE_PROGRESS=0 turns it off."""
     return tqdm(iterable, disable=os.environ.get("RLCOURSE_PROGRESS") == "0", **kwargs)
+
+
+def where_it_stands(rows: list[tuple]) -> Markdown:
+    """A table of details: what it is, a link to the line of the package that does it, and the test that guards it.
+
+    rows: (detail, function, fragment, test): the line is the first of the function's source that holds the fragment;
+    test is "test_file.py::test_name". Raises ValueError when the line, or the test in a checkout, does not exist.
+    """
+    lines = ["| detail | line | test |", "|---|---|---|"]
+    for detail, function, fragment, test in rows:
+        source, first = inspect.getsourcelines(function)
+        path = Path(inspect.getsourcefile(function))
+        number = next((first + i for i, line in enumerate(source) if fragment in line), None)
+        if number is None:
+            raise ValueError(f"no line of {function.__qualname__} holds {fragment!r}")
+        file, name = test.split("::")
+        tests = path.parents[1] / "tests" / file
+        if tests.parent.exists() and f"def {name}(" not in tests.read_text(encoding="utf-8"):
+            raise ValueError(f"there is no test {test}")
+        link = f"[{path.parent.name}/{path.name}, line {number}](../{path.parent.name}/{path.name}#L{number})"
+        lines.append(f"| {detail} | {link} | [{test}](../tests/{file}) |")
+    return Markdown("\n".join(lines))
+
+
+def flow_diagram(boxes: dict[str, tuple[float, float]], arrows: list[tuple[str, str, str]], title: str):
+    """Boxes {text: (x, y)} and labelled arrows (from, to, label) between them; the plane is 10 wide and 5 high."""
+    figure, ax = plt.subplots(figsize=(11, 4.6), layout="constrained")
+    style = dict(boxstyle="round,pad=0.5", facecolor="#eef3fb", edgecolor="tab:blue")
+    patches = {t: ax.text(*xy, t, ha="center", va="center", fontsize=10, bbox=style) for t, xy in boxes.items()}
+    ax.set(xlim=(0, 10), ylim=(0, 5), title=title)
+    ax.axis("off")
+    figure.canvas.draw()  # boxes have their size only once drawn
+    for start, end, label in arrows:
+        line = dict(arrowstyle="-|>", color="0.35", shrinkA=2, shrinkB=2)
+        line |= dict(patchA=patches[start].get_bbox_patch(), patchB=patches[end].get_bbox_patch())
+        ax.annotate("", boxes[end], boxes[start], arrowprops=line)
+        x, y = ((a + b) / 2 for a, b in zip(boxes[start], boxes[end]))
+        ax.text(x, y, label, ha="center", va="center", fontsize=8.5, backgroundcolor="white", family="monospace")
+    return figure
 
 
 def seed_band(ax, runs, label: str | None = None, **kwargs) -> None:
@@ -65,11 +105,12 @@ def before_after(before, after, title: str, label: str = "score"):
 
 
 def ratio_histogram(ratios, clip_eps: float, title: str = "ratio of new to old probability"):
-    """Histogram of the ratios [N] with the clip range shaded."""
+    """Histogram of the ratios [N] between 0 and 3, larger ones in the last bar, with the clip range marked."""
     figure, ax = plt.subplots(figsize=(7, 3), layout="constrained")
-    ax.axvspan(1 - clip_eps, 1 + clip_eps, color="tab:green", alpha=0.15, label=f"inside 1 ± {clip_eps}")
-    ax.hist(np.asarray(ratios), 60, color="tab:blue")
-    ax.set(title=title, xlabel="ratio", ylabel="actions", yscale="log")
+    ax.hist(np.clip(np.asarray(ratios), 0, 3), np.linspace(0, 3, 61), color="tab:blue")
+    for edge in (1 - clip_eps, 1 + clip_eps):
+        ax.axvline(edge, color="tab:red", linestyle="--", label=f"1 ± {clip_eps}" if edge > 1 else None)
+    ax.set(title=title, xlabel="ratio (the last bar holds all above)", ylabel="actions", yscale="log", xlim=(0, 3))
     ax.legend(frameon=False)
     return figure
 
@@ -80,17 +121,17 @@ def token_heatmap(
     """Texts as rows of boxes, one per token, coloured by a number per token; `label` names the number and its unit."""
     low, high = min(map(min, values)), max(map(max, values))
     norm, colors = plt.Normalize(low, high), plt.get_cmap(cmap)
+    widths = [[0.62 * max(len(token), 2) + 0.75 for token in tokens] for tokens in rows]
+    longest = max(80, *map(sum, widths))
     figure, ax = plt.subplots(figsize=(11, 0.36 * len(rows) + 0.9), layout="constrained")
-    for y, (tokens, numbers) in enumerate(zip(rows, values)):
-        x = 0.0
-        for token, number in zip(tokens, numbers):
-            color, width = colors(norm(number)), 0.62 * max(len(token), 2) + 0.6
+    for y, (tokens, numbers, row_widths) in enumerate(zip(rows, values, widths)):
+        for token, number, width, x in zip(tokens, numbers, row_widths, np.cumsum([0, *row_widths])):
+            color = colors(norm(number))
             dark = np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.5
-            ax.add_patch(plt.Rectangle((x, -y - 0.42), width, 0.84, color=color, linewidth=0))
-            ax.text(x + width / 2, -y, token.replace("$", r"\$"), ha="center", va="center", fontsize=8,
-                    family="monospace", color="white" if dark else "black")  # fmt: skip
-            x += width + 0.15
-    ax.set(xlim=(0, 82), ylim=(-len(rows) + 0.4, 0.6), title=title)
+            ax.add_patch(plt.Rectangle((x, -y - 0.42), width - 0.15, 0.84, color=color, linewidth=0))
+            ax.text(x + width / 2, -y, token.replace("$", r"\$"), ha="center", va="center", family="monospace",
+                    fontsize=8 * 80 / longest, color="white" if dark else "black")  # fmt: skip
+    ax.set(xlim=(0, longest), ylim=(-len(rows) + 0.4, 0.6), title=title)
     ax.axis("off")
     figure.colorbar(plt.cm.ScalarMappable(norm, cmap), ax=ax, label=label, fraction=0.03, pad=0.01)
     return figure

@@ -57,7 +57,7 @@ def ppo_update(
     policy_loss, value_loss, entropy (nats per action), clip_frac, grad_norm (before it is clipped), approx_kl (k3
     against the sampling policy, nats per action, last epoch only), first_ratio (before the first step: the ratio
     farthest from 1, which must be 1), explained_variance (1 - var(returns - values) / var(returns), with the values at
-    sampling time).
+    sampling time; nan when the returns are all alike).
     """
     check_shapes(rollout.mask, advantages=advantages, returns=returns)
     if cfg.minibatches > len(rollout):
@@ -104,4 +104,5 @@ def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor
     def variance(x: Tensor) -> Tensor:
         return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
-    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
+    total = variance(returns)
+    return torch.where(total > 1e-8, 1 - variance(returns - values) / total, torch.nan)

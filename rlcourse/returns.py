@@ -16,7 +16,7 @@ def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
     """
     check_shapes(mask, rewards=rewards)
     _check_fraction(gamma=gamma)
-    return _sums_ahead(torch.where(mask > 0, rewards, 0), gamma * _counted_next(mask)) * mask
+    return _sums_ahead(torch.where(mask > 0, rewards, 0), gamma * mask)
 
 
 def gae(
@@ -46,16 +46,15 @@ def gae(
         raise ValueError(f"last_values must be [B] = {tuple(mask.shape[:1])}, got {tuple(last_values.shape)}")
     with torch.no_grad():
         rewards, values = (torch.where(mask > 0, x, 0) for x in (rewards, values))
-        next_counts = _counted_next(mask)
-        next_values = torch.cat([values[:, 1:], values[:, :1] * 0], dim=1) * next_counts
+        next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # 0 after the end
         if last_values is not None:
-            next_values = next_values + last_values[:, None] * (mask - next_counts)  # 1 at the last counted action only
-        goes_on = torch.ones_like(rewards)
+            next_values = next_values + last_values[:, None] * _last_counted(mask)
+        goes_on = mask
         if dones is not None:
             check_shapes(mask, dones=dones)
-            goes_on = 1 - dones.to(rewards.dtype)
+            goes_on = mask * (1 - dones.to(mask.dtype))
         deltas = (rewards + gamma * next_values * goes_on - values) * mask
-        advantages = _sums_ahead(deltas, gamma * lam * next_counts * goes_on)
+        advantages = _sums_ahead(deltas, gamma * lam * goes_on)
         return advantages, (advantages + values) * mask
 
 
@@ -79,7 +78,7 @@ def kl_shaped_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, ma
     with torch.no_grad():
         scores = scores.to(mask.device)
         if scores.ndim == 1:
-            scores = scores[:, None] * (mask - _counted_next(mask))
+            scores = scores[:, None] * _last_counted(mask)
         return torch.where(mask > 0, scores - kl_coef * (logprobs - ref_logprobs), 0)
 
 
@@ -93,20 +92,22 @@ class AdaptiveKL:
 
     def __init__(self, kl_coef: float, target: float, horizon: float):
         for name, number in dict(kl_coef=kl_coef, target=target, horizon=horizon).items():
-            if number <= 0:
+            if not number > 0:
                 raise ValueError(f"{name} must be positive, got {number}")
         self.kl_coef, self.target, self.horizon = kl_coef, target, horizon
 
     def update(self, kl: float, num_samples: int) -> float:
         """Take the KL measured on `num_samples` responses (nats per response); returns the new kl_coef."""
+        if num_samples > self.horizon:
+            raise ValueError(f"num_samples must be at most horizon {self.horizon}, got {num_samples}")
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * num_samples / self.horizon
         return self.kl_coef
 
 
-def _counted_next(mask: Tensor) -> Tensor:
-    """[B, T]: 1 where action t + 1 counts. So mask - _counted_next(mask) is 1 at the last counted action only."""
-    return torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+def _last_counted(mask: Tensor) -> Tensor:
+    """[B, T]: 1 at the last counted action of each row, the one whose right neighbour does not count."""
+    return mask - torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
 
 
 def _sums_ahead(x: Tensor, carry: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def _sums_ahead(x: Tensor, carry: Tensor) -> Tensor:
 
     After a step, y_t sums `reach` terms and carry_t is the product of the `reach` carries between t and t + reach.
     """
-    y, reach = x.clone(), 1
+    y, reach = x + torch.zeros_like(carry), 1
     while reach < x.shape[1]:
         y[:, :-reach] = y[:, :-reach] + carry[:, :-reach] * y[:, reach:]
         carry = torch.cat([carry[:, :-reach] * carry[:, reach:], torch.zeros_like(carry[:, :reach])], dim=1)

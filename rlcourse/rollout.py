@@ -21,6 +21,8 @@ class Prompts:
         if self.ids.ndim != 2 or self.mask.shape != self.ids.shape or self.temperature.shape != self.ids.shape[:1]:
             shapes = [tuple(x.shape) for x in (self.ids, self.mask, self.temperature)]
             raise ValueError(f"ids and mask must be [B, P] and temperature [B], got {shapes}")
+        if self.temperature.device.type == "cpu" and not (self.temperature > 0).all():
+            raise ValueError(f"temperature must be positive, got {self.temperature.tolist()}")
 
     def __len__(self) -> int:
         return len(self.ids)
