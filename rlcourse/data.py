@@ -92,9 +92,12 @@ def load_prompts(split: str = "train") -> list[str]:
 
 def load_study(path: str | Path) -> tuple[str, list[dict]]:
     """A stored study: what its first lines say of date, versions and settings, and its rows with numbers as floats."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    about = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
-    return "\n".join(about), [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(lines[len(about) :])]
+    about, table = [], Path(path).read_bytes().decode("utf-8")
+    while table.startswith("# "):
+        line, table = table.split("\n", 1)
+        about.append(line.removeprefix("# "))
+    rows = csv.DictReader(io.StringIO(table, newline=""))  # texts may hold line ends of any kind
+    return "\n".join(about), [{key: _number(cell) for key, cell in row.items()} for row in rows]
 
 
 def _number(text: str) -> float | str:

@@ -39,11 +39,13 @@ class GPT2Policy(nn.Module):
         device: default is the GPU when there is one. Raises ValueError, naming what is accepted, for anything else.
         """
         folder = TINY if name_or_path == "tiny" else name_or_path
+        bars = transformers_logging.is_progress_bar_enabled()
         if Path(folder).is_dir():  # a bar is for downloads
             transformers_logging.disable_progress_bar()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            safe = dict(trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f'cannot load {str(name_or_path)!r}: expected "tiny", a folder with a saved causal language model, or '
@@ -51,7 +53,8 @@ class GPT2Policy(nn.Module):
                 f"The loader said: {str(error).splitlines()[0]}"
             ) from error
         finally:
-            transformers_logging.enable_progress_bar()
+            if bars:
+                transformers_logging.enable_progress_bar()
         policy = cls(lm, tokenizer, dtype)
         saved_head = Path(folder) / "value_head.safetensors"
         if saved_head.exists():
@@ -81,7 +84,7 @@ class GPT2Policy(nn.Module):
 
     def encode(self, prompts: list[str], temperature: float = 1.0) -> Prompts:
         """Prompts exactly as the tokenizer encodes them, padded on the left, on the policy's device."""
-        if isinstance(prompts, str) or not len(prompts):
+        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts must be a list of at least one string, got {prompts!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")

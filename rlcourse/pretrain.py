@@ -163,11 +163,25 @@ def _one_epoch(lm, optimizers, rows, epoch: int, args) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for name, default in dict(
-        vocab_size=2048, width=192, layers=4, heads=4, context=128, epochs=20, batch_tokens=1024, dropout=0.1, lr=2e-3,
-        muon_lr=2e-3, weight_decay=0.1, warmup=0.02, others=1, until=0.7, seed=0, bf16=0,
-    ).items():  # fmt: skip
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=" ")
+    for name, default, explanation in [
+        ("vocab-size", 4096, "tokens of the byte-level BPE"),
+        ("width", 192, "size of a hidden state"),
+        ("layers", 4, "transformer blocks"),
+        ("heads", 4, "attention heads of a block"),
+        ("context", 128, "longest text in tokens"),
+        ("epochs", 16, "passes over the film reviews"),
+        ("batch-tokens", 1024, "tokens of a batch, about"),
+        ("dropout", 0.2, "share of activations set to zero"),
+        ("lr", 2e-3, "peak learning rate of embeddings, gains and biases"),
+        ("muon-lr", 2e-3, "peak learning rate of the blocks' matrices"),
+        ("weight-decay", 0.1, "decoupled weight decay"),
+        ("warmup", 0.02, "share of the run in which the learning rates rise"),
+        ("others", 1, "0 leaves out the sources that are not film reviews"),
+        ("until", 1.0, "share of the run by which the other sources have faded out"),
+        ("bf16", 0, "1 computes in bfloat16: twice as fast on processors that have it, much slower on others"),
+        ("seed", 0, "of weights, order and dropout"),
+    ]:
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=explanation)
     parser.add_argument("--out", type=Path, default=Path("pretrained"), help="folder for checkpoint and result")
     args = parser.parse_args()
     lm = pretrain(args.out, args)
