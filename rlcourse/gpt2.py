@@ -103,11 +103,11 @@ class GPT2Policy(nn.Module):
         actions: [B, T] -> logprobs, values and, if asked for, entropies: [B, T], float32, in nats.
         """
         logits, values = self._forward(inputs, actions)
-        log_z = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, actions[..., None])[..., 0] - log_z
+        log_pi = logits.log_softmax(-1)  # [B, T, V]
+        logprobs = log_pi.gather(-1, actions[..., None])[..., 0]
         if not with_entropy:
             return logprobs, values
-        return logprobs, values, log_z - (logits.softmax(-1) * logits).sum(-1)
+        return logprobs, values, -(log_pi.exp() * log_pi).sum(-1)
 
     def logits(self, inputs: Prompts, actions: Tensor) -> Tensor:
         """[B, T, V] float32: what each action was drawn from, divided by the temperature already."""

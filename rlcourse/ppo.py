@@ -72,7 +72,9 @@ def ppo_update(
             policy_loss = policy_loss_fn(logprobs, batch.old_logprobs, advantages[rows], mask, cfg.clip_eps)
             critic_loss = value_loss(values, returns[rows], mask, batch.values, cfg.value_clip_eps)
             entropy = masked_mean(entropies, mask)
-            loss = policy_loss + cfg.vf_coef * critic_loss - cfg.ent_coef * entropy
+            loss = policy_loss + cfg.vf_coef * critic_loss
+            if cfg.ent_coef:  # a weight of 0 would still pay for the way back through all V logits
+                loss = loss - cfg.ent_coef * entropy
             optimizer.zero_grad()
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)

@@ -29,7 +29,9 @@ def main() -> None:
     torch.manual_seed(0)
     policy, reward, cfg = GPT2Policy.from_pretrained(args.model), sentiment_reward(), PPOConfig()
     ref_policy, prompts, T = policy.frozen_copy(), load_prompts("train")[: args.batch], args.new_tokens
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)  # the model stays as it is: every repetition is alike
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=0.0, fused=True
+    )  # the model stays as it is: every repetition is alike
     inputs = policy.encode(prompts)
     actions = sample_responses(policy, prompts, T).actions
 

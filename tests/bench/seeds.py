@@ -25,7 +25,7 @@ from rlcourse.returns import AdaptiveKL, gae, kl_shaped_rewards
 from rlcourse.rewards import fluency_reward, sentiment_reward
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-SETTINGS = dict(steps=45, batch=64, new_tokens=24, lr=2e-4, value_lr=1e-3, kl_coef=0.05, gamma=1.0, lam=1.0)
+SETTINGS = dict(steps=45, batch=64, new_tokens=24, lr=2e-4, value_lr=1e-3, kl_coef=0.045, gamma=1.0, lam=1.0)
 ADAPTIVE = dict(target=4.0, horizon=200)
 SEEDS = {"fixed": 10, "adaptive": 3, "no_kl": 3}
 
@@ -40,9 +40,8 @@ def train(seed: int, variant: str) -> tuple[GPT2Policy, list[dict], float]:
         load_prompts("train"),
     )
     ref_policy, cfg, s = policy.frozen_copy(), PPOConfig(), SETTINGS
-    optimizer = torch.optim.AdamW(
-        [dict(params=policy.lm.parameters(), lr=s["lr"]), dict(params=policy.value_head.parameters(), lr=s["value_lr"])]
-    )
+    head = dict(params=policy.value_head.parameters(), lr=s["value_lr"])
+    optimizer = torch.optim.AdamW([dict(params=policy.lm.parameters(), lr=s["lr"]), head], fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=s["steps"])
     kl_coef, controller = (0.0 if variant == "no_kl" else s["kl_coef"]), AdaptiveKL(s["kl_coef"], **ADAPTIVE)
     history, start = [], time.perf_counter()
