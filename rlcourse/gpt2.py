@@ -193,11 +193,11 @@ def sample_responses(
         ids, attention = action, torch.cat([attention, torch.ones_like(action)], dim=1)
     actions, mask, logprobs, values = (torch.stack(column, dim=1) for column in zip(*columns))  # [B, T]
     T = int(mask.sum(1).max())
-    rollout = Rollout(inputs, actions[:, :T], mask[:, :T].float(), (logprobs * mask)[:, :T], (values * mask)[:, :T])
-    if not policy.autocasts:
-        return rollout
-    logprobs, values = policy.evaluate(inputs, rollout.actions)
-    return Rollout(inputs, rollout.actions, rollout.mask, logprobs * rollout.mask, values * rollout.mask)
+    actions, mask = actions[:, :T], mask[:, :T].float()
+    if policy.autocasts:
+        logprobs, values = policy.evaluate(inputs, actions)
+    logprobs, values = (torch.where(mask > 0, x[:, :T], 0) for x in (logprobs, values))
+    return Rollout(inputs, actions, mask, logprobs, values)
 
 
 def response_texts(policy: GPT2Policy, rollout: Rollout) -> list[str]:

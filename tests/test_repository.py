@@ -238,6 +238,14 @@ def test_what_is_not_compared_is_claimed(path):
 
 
 @every_notebook
+def test_what_is_not_compared_is_listed_in_the_readme(path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for number, cell in enumerate(code_cells(path), start=1):
+        if {"nbval-ignore-output", "nbval-ignore"} & set(tags(cell)):
+            assert f"{path.stem[:2]}, cell [{number}]" in readme
+
+
+@every_notebook
 def test_no_output_that_cannot_be_compared_or_seen_on_the_web(path):
     for cell in code_cells(path):
         kinds = {kind for output in cell["outputs"] for kind in output.get("data", {})}
