@@ -107,7 +107,7 @@ class GPT2Policy(nn.Module):
         logprobs = log_pi.gather(-1, actions[..., None])[..., 0]
         if not with_entropy:
             return logprobs, values
-        return logprobs, values, -(log_pi.exp() * log_pi).sum(-1)
+        return logprobs, values, -(log_pi.exp() * log_pi.clamp(min=-1e9)).sum(-1)  # a forbidden token adds 0 * -1e9
 
     def logits(self, inputs: Prompts, actions: Tensor) -> Tensor:
         """[B, T, V] float32: what each action was drawn from, divided by the temperature already."""

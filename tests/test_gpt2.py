@@ -220,6 +220,23 @@ def test_minibatches_score_like_the_batch(policy, rollout):
         torch.testing.assert_close(x[rows], y, **CLOSE)
 
 
+def test_forbidden_tokens_are_never_drawn_and_add_nothing(small, generator):
+    """A model may give a token the logit -inf; `losses.entropy` knows it, so the policy's own entropies must."""
+    head, banned = small.lm.get_output_embeddings(), torch.arange(10, len(small.tokenizer), 2)
+    head.register_forward_hook(lambda module, args, logits: logits.index_fill(-1, banned, -math.inf))
+    rollout = sample_responses(small, PROMPTS * 8, 5, generator=generator)
+    assert not torch.isin(rollout.actions, banned).any() and rollout.old_logprobs.isfinite().all()
+    logprobs, _, entropies = small.evaluate(rollout.inputs, rollout.actions, with_entropy=True)
+    torch.testing.assert_close(logprobs * rollout.mask, rollout.old_logprobs, **CLOSE)
+    allowed = torch.ones(len(small.tokenizer), dtype=torch.bool).index_fill(0, banned, False)
+    for b, prompt in enumerate(PROMPTS):
+        logits = one_at_a_time(small, prompt, rollout.actions[b].tolist())[0][:, allowed]
+        right = torch.distributions.Categorical(logits=logits).entropy()
+        torch.testing.assert_close(entropies[b].double(), right, **CLOSE)
+    (logprobs.mean() - entropies.mean()).backward()
+    assert all(p.grad.isfinite().all() for p in small.lm.parameters())
+
+
 def test_response_of_length_one(policy, generator):
     rollout = sample_responses(policy, PROMPTS, 1, generator=generator)
     assert rollout.actions.shape == (4, 1) and rollout.mask.eq(1).all()
@@ -433,9 +450,12 @@ def test_batch_stops_when_every_row_has_ended(small, generator):
 
 
 def test_ended_rows_wait_for_the_longest(small, generator):
-    rollout = sample_responses(ending_with(small, 0.05), [""] * 16, 20, generator=generator)
-    lengths = rollout.mask.sum(1)
-    assert rollout.actions.shape == (16, int(lengths.max())) and lengths.min() < lengths.max()
+    """No row is cut short because others have ended: without EOS it has all the tokens it was promised."""
+    policy = ending_with(small, 0.08)
+    rollout = sample_responses(policy, [""] * 16, 20, generator=generator)
+    lengths, ended = rollout.mask.sum(1), rollout.actions.eq(policy.tokenizer.eos_token_id).any(1)
+    assert rollout.actions.shape == (16, 20) and lengths.min() < 8
+    assert 0 < (~ended).sum() < 16 and lengths[~ended].eq(20).all()
 
 
 class HostReads(TorchDispatchMode):
@@ -528,19 +548,21 @@ def test_dtype_means_nothing_on_a_cpu(small, generator):
         assert x.equal(y)
 
 
-def test_under_autocast_old_logprobs_are_those_of_evaluate(small, monkeypatch, generator):
+def test_under_autocast_old_logprobs_are_those_of_evaluate(policies, monkeypatch, generator):
     """Autocast for once on the CPU: a cached bfloat16 forward differs from a whole one, so it must be recomputed."""
-    small.dtype = torch.bfloat16
-    cached = sample_responses(small, PROMPTS, 12, generator=generator)  # float32
+    policy = copy.deepcopy(policies["tiny"])
+    policy.dtype = torch.bfloat16
+    in_float32 = sample_responses(policy, PROMPTS, 24, generator=generator)
     monkeypatch.setattr(GPT2Policy, "autocasts", True)
-    rollout = sample_responses(small, PROMPTS, 12, generator=generator)
-    logprobs, values = small.evaluate(rollout.inputs, rollout.actions)
+    rollout = sample_responses(policy, PROMPTS, 24, generator=generator)
+    with torch.no_grad():
+        logprobs, values = policy.evaluate(rollout.inputs, rollout.actions)
+        other, _ = policy.evaluate(in_float32.inputs, in_float32.actions)
+    assert not torch.allclose(other * in_float32.mask, in_float32.old_logprobs, atol=1e-3)  # bfloat16 was really on
     assert {logprobs.dtype, values.dtype, rollout.old_logprobs.dtype} == {torch.float32}
     torch.testing.assert_close(rollout.old_logprobs, logprobs * rollout.mask, atol=1e-6, rtol=0)
     torch.testing.assert_close(rollout.values, values * rollout.mask, atol=1e-6, rtol=0)
-    again, _ = small.evaluate(cached.inputs, cached.actions)
-    assert not torch.allclose(again * cached.mask, cached.old_logprobs, atol=1e-4)  # bfloat16 was really on
-    assert next(small.parameters()).dtype == torch.float32
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 
 # -- randomness -----------------------------------------------------------------------------------------------------
@@ -829,53 +851,54 @@ def test_gpt2_of_the_real_configuration(real_size, generator):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FAMILIES)
 def test_cpu_and_gpu_agree(policies, name, generator):
-    cpu = policies[name]
-    gpu = copy.deepcopy(cpu).cuda()
-    rollout = sample_responses(cpu, PROMPTS * 4, 16, 0.8, generator)
-    on_gpu = rollout.to("cuda")
-    looks = cpu.evaluate(rollout.inputs, rollout.actions, with_entropy=True)
-    gpu_looks = gpu.evaluate(on_gpu.inputs, on_gpu.actions, with_entropy=True)
-    for x, y in zip(looks, gpu_looks, strict=True):
-        torch.testing.assert_close(x, y.cpu(), atol=1e-3, rtol=0)
-    estimates = [gae(p.old_logprobs, p.values, p.mask, gamma=0.98, lam=0.9) for p in (rollout, on_gpu)]
-    for x, y in zip(*estimates, strict=True):
-        torch.testing.assert_close(x, y.cpu(), atol=1e-3, rtol=0)
-    for (logprobs, values, _), batch, (advantages, returns) in zip(
-        (looks, gpu_looks), (rollout, on_gpu), estimates, strict=True
-    ):
-        losses = [
-            clipped_surrogate_loss(logprobs * 0.9, batch.old_logprobs, advantages, batch.mask),
-            value_loss(values * 0.9, returns, batch.mask, batch.values, 0.2),
-        ]
-        if batch is rollout:
-            right = losses
-    for x, y in zip(right, losses, strict=True):
-        assert x.item() == pytest.approx(y.item(), abs=1e-3)
-    logits, gpu_logits = cpu.logits(rollout.inputs, rollout.actions), gpu.logits(on_gpu.inputs, on_gpu.actions)
-    torch.testing.assert_close(entropy(logits, rollout.mask), entropy(gpu_logits, on_gpu.mask).cpu(), atol=1e-3, rtol=0)
+    """The same rollout: scores, advantages, entropies and losses."""
+    rollout = sample_responses(policies[name], PROMPTS * 4, 16, 0.8, generator)
+
+    def everything(policy, rollout):
+        scored = policy.evaluate(rollout.inputs, rollout.actions, with_entropy=True)
+        advantages, returns = gae(rollout.old_logprobs, rollout.values, rollout.mask, gamma=0.98, lam=0.9)
+        return (
+            *scored,
+            entropy(policy.logits(rollout.inputs, rollout.actions), rollout.mask),
+            advantages,
+            returns,
+            clipped_surrogate_loss(scored[0] * 0.9, rollout.old_logprobs, advantages, rollout.mask),
+            value_loss(scored[1] * 0.9, returns, rollout.mask, rollout.values, 0.2),
+        )
+
+    on_cpu = everything(policies[name], rollout)
+    on_gpu = everything(copy.deepcopy(policies[name]).cuda(), rollout.to("cuda"))
+    for x, y in zip(on_cpu, on_gpu, strict=True):
+        assert y.is_cuda
+        torch.testing.assert_close(x, y.cpu(), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_sampling_on_the_gpu_has_ratio_one(policies, dtype):
+def test_ratio_is_one_on_the_gpu(policies, dtype):
     """In bfloat16 a cached pass differs from a whole one by up to 0.05, so there `evaluate` must have the last word."""
     policy = copy.deepcopy(policies["tiny"]).cuda()
     policy.dtype = dtype
-    generator = torch.Generator("cuda").manual_seed(0)
-    rollout = sample_responses(policy, PROMPTS * 8, 24, generator=generator)
+    rollout = sample_responses(policy, PROMPTS * 8, 24, generator=torch.Generator("cuda").manual_seed(0))
     assert rollout.actions.is_cuda and policy.autocasts == (dtype is not None)
-    logprobs, values = policy.evaluate(rollout.inputs, rollout.actions)
+    with torch.no_grad():
+        logprobs, values = policy.evaluate(rollout.inputs, rollout.actions)
     assert logprobs.dtype == values.dtype == torch.float32
-    tolerance = dict(atol=1e-3 if dtype is None else 1e-6, rtol=0)
+    tolerance = dict(atol=1e-3 if dtype is None else 1e-5, rtol=0)
     torch.testing.assert_close(logprobs * rollout.mask, rollout.old_logprobs, **tolerance)
     torch.testing.assert_close(values * rollout.mask, rollout.values, **tolerance)
 
 
 @pytest.mark.gpu
-def test_gpu_run_never_waits_for_the_device_in_the_update(policies):
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_update_on_the_gpu(policies, dtype):
     policy = copy.deepcopy(policies["tiny"]).cuda()
+    policy.dtype = dtype
     rollout = sample_responses(policy, PROMPTS * 4, 16, generator=torch.Generator("cuda").manual_seed(0))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4)
     advantages, returns = gae(rollout.old_logprobs, rollout.values, rollout.mask)
-    stats = ppo_update(policy, optimizer, rollout, advantages, returns, PPOConfig(epochs=1, minibatches=2))
-    assert stats["first_ratio"] == pytest.approx(1, abs=1e-3)
+    stats = ppo_update(policy, optimizer, rollout, advantages, returns, PPOConfig(epochs=1, minibatches=1))
+    # one minibatch, but shuffled, and with gradients: under bfloat16 other kernels may round otherwise
+    assert stats["first_ratio"] == pytest.approx(1, abs=1e-3 if dtype is None else 0.1)
+    assert all(math.isfinite(number) for number in stats.values())
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
