@@ -64,6 +64,9 @@ def check_response_mask(fn: Callable) -> None:
     mistakes = {
         "EOS is not counted: ending is an action the policy chose, and one that must be learned": rows["no eos"],
         "the mask is inverted: 1 means that the action counts": 1 - rows["right"],
+        "a row without EOS was cut off, not ended: all its actions count": torch.tensor(
+            [[1.0] * n + [0.0] * (5 - n) for n in (3, 1, 1, 2)]
+        ),
         "every action counts in yours: what stands after the first EOS was not chosen by the policy": torch.ones(4, 5),
     }
     _verdict("exercise 06.3", fn, (actions, 9), rows["right"], mistakes)
@@ -132,6 +135,9 @@ def check_kl_shaped_rewards(fn: Callable) -> None:
             "the score lands on the last column, not on the last action that counts": table(at=lambda n: range(3, 4)),
             "the score is paid at every action: it judges the response once": table(at=lambda n: range(n)),
             "the score lands one action too late, after the end": table(at=lambda n: range(n, n + 1)),
+            "roll wraps round: in a row without padding the last action loses its score": table(
+                at=lambda n: range(n - 1, n) if n < 4 else range(0)
+            ),
             "the score is missing": table(at=lambda n: range(0)),
             "the mask is ignored: actions after the end are charged for KL": table(masked=False),
             "the KL term is missing": table(sign=0.0),
@@ -170,7 +176,10 @@ def check_gae(fn: Callable) -> None:
             "only the one-step errors are returned: nothing is carried back": table(decay=0.0),
             "V(next state) is missing from the one-step error": table(next_value=0.0),
             "V(next state) is not discounted by gamma": table(next_value=1.0),
-            "these are returns: subtract V at the present state": table(minus_v=False),
+            "V at the present state is missing from the one-step error": table(minus_v=False),
+            "these are returns, advantages plus values: return the advantages only": table() + values * mask,
+            "values after the end leak back into the response; masking the result comes too late": table(masked=False)
+            * mask,
             "the sign is flipped": -table(),
         },
     )
@@ -179,28 +188,39 @@ def check_gae(fn: Callable) -> None:
 def check_clipped_surrogate_loss(fn: Callable) -> None:
     """Exercise 07.3: fn(logprobs, old_logprobs, advantages, mask [B, T], clip_eps) -> scalar loss."""
     ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5], [1.1, 0.9, 3.0, 0.2]])
-    advantages = torch.tensor([[1.0, -1.0, 2.0, -3.0], [0.5, -0.7, 4.0, 5.0]])
+    advantages = torch.tensor(
+        [[1.0, -1.3, 2.1, -2.9], [0.5, -0.7, 4.0, 5.0]]
+    )  # odd numbers: no two mistakes add up alike
     mask = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
     old_logprobs = -1 - _randn(2, 4).abs()
 
-    def total(choose: Callable = min, counted: bool = True, sign: float = -1.0, over: float | None = None) -> Tensor:
-        terms = [
-            choose(r * a, min(max(r, 0.8), 1.2) * a)
-            for r, a, m in zip(ratio.flatten().tolist(), advantages.flatten().tolist(), mask.flatten().tolist())
-            if m or not counted
-        ]
-        return torch.tensor(sign * sum(terms) / (over or len(terms)))
+    def clip(r: float, eps: float = 0.3) -> float:
+        return min(max(r, 1 - eps), 1 + eps)
+
+    def total(term=lambda r, a: min(r * a, clip(r) * a), counted: bool = True, over: float | None = None) -> Tensor:
+        columns = ratio.flatten().tolist(), advantages.flatten().tolist(), mask.flatten().tolist()
+        terms = [term(r, a) for r, a, m in zip(*columns) if m or not counted]
+        return torch.tensor(-sum(terms) / (over or len(terms)))
 
     _verdict(
         "exercise 07.3",
         fn,
-        (old_logprobs + ratio.log(), old_logprobs, advantages, mask, 0.2),
+        ((old_logprobs + ratio.log()).requires_grad_(), old_logprobs, advantages, mask, 0.3),
         total(),
         {
-            "max instead of min: an action that became likelier although it was bad is no longer punished": total(max),
-            "the sign is flipped: a loss is minimised, so it is minus the surrogate": total(sign=1.0),
-            "clipped only, without the min: a harmful change is cut off and gets no gradient": total(lambda a, b: b),
-            "no clipping at all: nothing holds the policy near the one that sampled": total(lambda a, b: a),
+            "max instead of min: an action that became likelier although it was bad is no longer punished": total(
+                lambda r, a: max(r * a, clip(r) * a)
+            ),
+            "the sign is flipped: a loss is minimised, so it is minus the surrogate": -total(),
+            "clipped only, without the min: a harmful change is cut off and gets no gradient": total(
+                lambda r, a: clip(r) * a
+            ),
+            "no clipping at all: nothing holds the policy near the one that sampled": total(lambda r, a: r * a),
+            "the min is over the ratios: it must be over the products with the advantage": total(
+                lambda r, a: min(r, clip(r)) * a
+            ),
+            "the product is clipped: clip the ratio, then multiply": total(lambda r, a: min(r * a, clip(r * a))),
+            "clip_eps is ignored: it is an argument, not always 0.2": total(lambda r, a: min(r * a, clip(r, 0.2) * a)),
             "the mask is ignored: actions after the end take part": total(counted=False),
             "divided by all positions instead of those that count": total(over=8),
             "a sum where the mean over counted actions was asked for": total(over=1),
@@ -210,8 +230,8 @@ def check_clipped_surrogate_loss(fn: Callable) -> None:
 
 def check_reward(fn: Callable) -> None:
     """Exercise 07.4: fn(prompts, responses) -> one finite float for each response, in a tensor [B]."""
-    prompts = ["The film is", "The plot", "The music", "The ending"]
-    responses = [" a quiet, careful story about two brothers.", " good good good good", " bad.", ""]
+    responses = [" a quiet, careful story about two brothers.", " good good good good", " Why? Who knows?", ""]
+    prompts = ["The film is"] * len(responses)
     scores = _attempt("exercise 07.4", fn, (prompts, responses))
     if scores is None:
         return
@@ -222,30 +242,32 @@ def check_reward(fn: Callable) -> None:
         _wrong("exercise 07.4", f"scores must be finite, also for an empty response, got {scores.tolist()}")
     if scores.requires_grad:
         _wrong("exercise 07.4", "a reward carries no gradient: the policy learns from its value, not through it")
-    if scores.min() == scores.max():
-        _wrong("exercise 07.4", "four very different responses got the same score: there is nothing to learn from it")
     alone = torch.cat([fn([p], [r]) for p, r in zip(prompts, responses)])
     if not torch.allclose(scores, alone, atol=1e-5):
         _wrong("exercise 07.4", "a response's score depends on the other responses in the batch, or on chance")
     print("exercise 07.4: right")
+    if scores.min() == scores.max():
+        print("but four very different responses all score the same: does your policy ever write what you pay for?")
 
 
 def _verdict(name: str, fn: Callable, args: tuple, right: Tensor, mistakes: dict[str, Tensor]) -> None:
     """Compare fn's answer with the right one, then with what each known mistake would give."""
-    answer = _attempt(name, fn, tuple(x.clone() if isinstance(x, Tensor) else x for x in args))
+    answer = _attempt(name, fn, tuple(x.clone() if isinstance(x, Tensor) else x for x in args))  # its own copies
     if answer is None:
         return
     if not isinstance(answer, Tensor):
         _wrong(name, f"expected a tensor, got {type(answer).__name__}")
     if answer.shape != right.shape:
         _wrong(name, f"the shape must be {tuple(right.shape)}, got {tuple(answer.shape)}")
+    if any(isinstance(x, Tensor) and x.requires_grad for x in args) and not answer.requires_grad:
+        _wrong(name, "no gradient reaches the log-probabilities: something was detached on the way")
     if _alike(answer, right):
         print(f"{name}: right")
         return
     for mistake, wrong in mistakes.items():
         if _alike(answer, wrong):
             _wrong(name, mistake)
-    _wrong(name, f"for {args} expected\n{right}\ngot\n{answer}")
+    _wrong(name, f"expected\n{right}\ngot\n{answer}\nfor the arguments {args}")
 
 
 def _attempt(name: str, fn: Callable, args: tuple):

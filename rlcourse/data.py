@@ -83,7 +83,7 @@ def load_human_ratings(source: str = "movies", split: str = "all") -> HumanRatin
 
 
 def load_prompts(split: str = "train") -> list[str]:
-    """Openings of film reviews, written for this package and neutral in tone: "train" or "held_out", disjoint."""
+    """Openings of film reviews, written for this package and without a judgement: "train" or "held_out", disjoint."""
     prompts = json.loads((ASSETS / "prompts.json").read_text(encoding="utf-8"))
     if split not in prompts:
         raise ValueError(f"split must be one of {list(prompts)}, got {split!r}")

@@ -162,8 +162,8 @@ def sample_responses(
     Raises ValueError when a prompt gives no token or prompt and response together exceed the model's context.
     """
     inputs = policy.encode(prompts, temperature)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
     if inputs.ids.shape[1] + max_new_tokens > policy.context:
         longest = int(inputs.mask.sum(1).argmax())
         raise ValueError(

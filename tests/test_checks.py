@@ -3,6 +3,8 @@
 The answers below are written here, as a learner would write them; they share no line with the package.
 """
 
+import math
+
 import pytest
 import torch
 
@@ -77,6 +79,9 @@ RESPONSE_MASK = {
     "right too": lambda a, eos: torch.logical_not(torch.cumsum((a == eos).int(), 1) - (a == eos).int() > 0),
     "EOS is not counted": lambda a, eos: (a != eos).float(),
     "the mask is inverted": lambda a, eos: 1 - mask_by_loop(a, eos),
+    "a row without EOS was cut off": lambda a, eos: (
+        torch.arange(5) <= (a == eos).int().argmax(1, keepdim=True)
+    ).float(),
     "every action counts": lambda a, eos: torch.ones(a.shape),
     "must be (4, 5), got (4, 1)": lambda a, eos: mask_by_loop(a, eos).sum(1, keepdim=True),
     "expected\n": lambda a, eos: mask_by_loop(a, eos) * 2,
@@ -124,6 +129,7 @@ KL_SHAPED_REWARDS = {
     "lands on the last column": lambda *a: shaped(*a, where="column"),
     "paid at every action": lambda *a: shaped(*a, where="all"),
     "one action too late": lambda *a: shaped(*a, where="late"),
+    "roll wraps round": lambda s, p, q, m, beta: m * beta * (q - p) + s[:, None] * (m - m.roll(-1, 1)).clamp(min=0),
     "the score is missing": lambda *a: shaped(*a, where="never"),
     "the mask is ignored": lambda *a: shaped(*a, keep_mask=False),
     "the KL term is missing": lambda *a: shaped(*a, sign=0),
@@ -147,7 +153,7 @@ def gae_backwards(rewards, values, mask, gamma, lam, carry=None, next_gamma=None
 GAE = {
     "right": gae_backwards,
     "right too": lambda r, v, m, gamma, lam: gae_backwards(r.double(), v.double(), m.double(), gamma, lam).double(),
-    "the mask is ignored": lambda *a: gae_backwards(*a, use_mask=False),
+    "the mask is ignored: values": lambda *a: gae_backwards(*a, use_mask=False),
     "lam is missing": lambda r, v, m, gamma, lam: gae_backwards(r, v, m, gamma, lam, carry=gamma),
     "gamma is missing": lambda r, v, m, gamma, lam: gae_backwards(r, v, m, gamma, lam, carry=lam),
     "only the one-step errors": lambda *a: gae_backwards(*a, carry=0),
@@ -168,7 +174,9 @@ def returns_without_baseline(rewards, values, mask, gamma, lam):
     return advantages
 
 
-GAE["these are returns: subtract V"] = returns_without_baseline
+GAE["V at the present state is missing"] = returns_without_baseline
+GAE["these are returns, advantages plus values"] = lambda r, v, m, *a: gae_backwards(r, v, m, *a) + v * m
+GAE["masking the result comes too late"] = lambda r, v, m, *a: gae_backwards(r, v, m, *a, use_mask=False) * m
 
 
 def surrogate(new, old, advantages, mask, eps, choose=torch.minimum, counted=True, over=None, sign=-1):
@@ -188,6 +196,14 @@ CLIPPED_SURROGATE_LOSS = {
     "the sign is flipped": lambda *a: surrogate(*a, sign=1),
     "clipped only": lambda *a: surrogate(*a, choose=lambda free, clipped: clipped),
     "no clipping at all": lambda *a: surrogate(*a, choose=lambda free, clipped: free),
+    "the min is over the ratios": lambda new, old, a, m, eps: surrogate(
+        torch.minimum(new, old + math.log(1 + eps)), old, a, m, eps, choose=lambda free, clipped: free
+    ),
+    "the product is clipped": lambda new, old, a, m, eps: (
+        -(torch.minimum((new - old).exp() * a, ((new - old).exp() * a).clamp(1 - eps, 1 + eps)) * m).sum() / m.sum()
+    ),
+    "clip_eps is ignored": lambda new, old, a, m, eps: surrogate(new, old, a, m, 0.2),
+    "no gradient reaches the log-probabilities": lambda new, *a: surrogate(new.detach(), *a),
     "the mask is ignored": lambda *a: surrogate(*a, counted=False),
     "divided by all positions": lambda *a: surrogate(*a, over=8),
     "a sum where the mean": lambda *a: surrogate(*a, over=1),
@@ -212,7 +228,6 @@ REWARD = {
     "got list": lambda prompts, responses: [0.0, 1.0, 2.0, 3.0],
     "must be finite": lambda prompts, responses: 1 / lengths_of(prompts, responses),
     "carries no gradient": lambda prompts, responses: lengths_of(prompts, responses).requires_grad_(),
-    "got the same score": lambda prompts, responses: torch.ones(len(responses)),
     "depends on the other responses in the batch": lambda prompts, responses: (
         lengths_of(prompts, responses) - lengths_of(prompts, responses).mean()
     ),
@@ -240,6 +255,11 @@ def check(name):
 @pytest.fixture(autouse=True)
 def not_strict(monkeypatch):
     monkeypatch.delenv("RLCOURSE_STRICT", raising=False)
+
+
+def test_a_reward_that_is_always_the_same_is_questioned(capsys):
+    checks.check_reward(lambda prompts, responses: torch.ones(len(responses)))
+    assert "all score the same" in capsys.readouterr().out
 
 
 def test_every_check_is_tested():

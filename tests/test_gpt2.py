@@ -780,7 +780,7 @@ def test_temperature_must_be_positive(small, temperature):
 
 @pytest.mark.parametrize("number", [0, -2])
 def test_max_new_tokens_must_be_positive(small, number):
-    with pytest.raises(ValueError, match=f"max_new_tokens must be at least 1, got {number}"):
+    with pytest.raises(ValueError, match=f"max_new_tokens must be a whole number of at least 1, got {number}"):
         sample_responses(small, PROMPTS, number)
 
 

@@ -10,8 +10,8 @@ def my_action_logprobs(logits, ids, prompt_length):
     return logprobs.gather(-1, ids[:, prompt_length:, None])[..., 0]  # [B, T]
 
 
-# Counting real tokens from the left gives 1, 2, 3, ... on them; minus one, they stand at 0, 1, 2, ... The padding before
-# them would stand at -1: it is masked, but an embedding table needs some valid row, so clamp it at 0.
+# Counting real tokens from the left gives 1, 2, 3, ... on them; minus one, they stand at 0, 1, 2, ... The padding
+# before them would stand at -1: it is masked, but an embedding table needs some valid row, so clamp it at 0.
 def my_positions(mask):
     return (mask.cumsum(1) - 1).clamp(min=0)
 
@@ -30,8 +30,8 @@ def my_k3(logprobs, ref_logprobs, mask):
     return log_ratio.exp() - 1 - log_ratio
 
 
-# Every counted action pays for its own log-ratio. The last counted action of a row is the one whose right neighbour does
-# not count: its mask minus the mask shifted by one is 1 there and 0 elsewhere.
+# Every counted action pays for its own log-ratio. The last counted action of a row is the one whose right neighbour
+# does not count: its mask minus the mask shifted by one is 1 there and 0 elsewhere.
 def my_kl_shaped_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
     following = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
     last = mask - following

@@ -1,7 +1,6 @@
 """`make notebooks`: execute every lesson in place, then make its solutions from the lesson and `answers.py`.
 
-A solutions notebook holds the lesson's setup cell and its exercises, each stub `def my_…` replaced by the answer of that
-name. In `answers.py` the comment above an answer becomes the text above it.
+A solutions notebook holds the lesson's exercises, each stub `def my_…` replaced by the answer of that name. In `answers.py` the comment above an answer becomes the text above it.
 """
 
 import os
@@ -16,6 +15,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
 LESSONS = FOLDER.parent
+SETUP = "import torch\n\nfrom rlcourse import checks"  # what exercises and answers may use
 
 
 def execute(path: Path, **environment: str) -> None:
@@ -48,7 +48,7 @@ def solutions(lesson: Path, bank: dict[str, tuple[str, str]]) -> Path | None:
     title = next(c.source.splitlines()[0] for c in cells if c.cell_type == "markdown")
     notebook = nbformat.v4.new_notebook()
     text = f"{title}: solutions\n\nThe exercises of [{lesson.stem}](../{lesson.name}) with worked answers."
-    notebook.cells = [nbformat.v4.new_markdown_cell(text), next(c for c in cells if c.cell_type == "code")]
+    notebook.cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(SETUP)]
     inside = False
     for cell in cells:
         if cell.cell_type == "markdown":
