@@ -1,6 +1,8 @@
 # Two commands matter: `make lab` opens the course, `make test` runs everything CI runs.
 PYTHON ?= python3
 RUN = .venv/bin/python
+NBVAL = RLCOURSE_PROGRESS=0 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
+    --nbval-sanitize-with=tests/sanitize.cfg --durations=5
 
 .PHONY: lab test notebooks bench
 lab: .venv/ready-lab
@@ -10,8 +12,8 @@ test: .venv/ready-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest
-	RLCOURSE_PROGRESS=0 $(RUN) -m pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout=300 \
-	    --nbval-sanitize-with=tests/sanitize.cfg --durations=8 notebooks
+	$(NBVAL) notebooks/*.ipynb
+	RLCOURSE_STRICT=1 $(NBVAL) notebooks/solutions
 
 notebooks: .venv/ready-test  # execute every lesson in place and make its solutions again
 	RLCOURSE_PROGRESS=0 $(RUN) notebooks/solutions/make.py

@@ -1,6 +1,7 @@
 """`make notebooks`: execute every lesson in place, then make its solutions from the lesson and `answers.py`.
 
-A solutions notebook holds the lesson's exercises, each stub `def my_…` replaced by the answer of that name. In `answers.py` the comment above an answer becomes the text above it.
+A solutions notebook holds the lesson's exercises, each stub `def my_…` replaced by the answer of that name. In
+`answers.py` the comment above an answer becomes the text above it.
 """
 
 import os
