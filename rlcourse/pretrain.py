@@ -9,10 +9,13 @@ import argparse
 import math
 import os
 import random
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -111,13 +114,9 @@ def pretrain(out: Path, args: argparse.Namespace) -> GPT2LMHeadModel:
     lm = GPT2LMHeadModel(config).to("cuda" if torch.cuda.is_available() else "cpu")
     optimizers = _optimizers(lm, args.lr, args.muon_lr, args.weight_decay)
     rows = [[_encode(tokenizer, t)[: args.context] for t in texts] for texts in (movies, others)]
-    checkpoint, start = out / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        lm.load_state_dict(state["lm"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        start = state["epoch"] + 1
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.safetensors"
+    start = _resume(checkpoint, lm, optimizers)
     for epoch in range(start, args.epochs):
         loss = _one_epoch(lm, optimizers, rows, epoch, args)
         bpb = bits_per_byte(lm, tokenizer, load_human_ratings("movies", "validation").text)
@@ -125,13 +124,39 @@ def pretrain(out: Path, args: argparse.Namespace) -> GPT2LMHeadModel:
             f"epoch {epoch + 1}/{args.epochs}: loss {loss:.3f} nats a token, validation {bpb:.3f} bits a byte",
             flush=True,
         )
-        state = {"lm": lm.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "epoch": epoch}
-        out.mkdir(parents=True, exist_ok=True)
-        torch.save(state, checkpoint.with_suffix(".partial"))
-        os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+        _save(checkpoint, lm, optimizers, epoch)
     lm.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return lm
+
+
+def _save(checkpoint: Path, lm, optimizers, epoch: int) -> None:
+    """Model and optimizers after an epoch, written beside the old checkpoint and then put in its place in one step."""
+    tensors = {f"lm.{name}": tensor.clone() for name, tensor in lm.state_dict().items()}  # tied weights share memory
+    for i, optimizer in enumerate(optimizers):
+        for parameter, entries in optimizer.state_dict()["state"].items():
+            tensors |= {f"{i}.{parameter}.{name}": tensor.clone() for name, tensor in entries.items()}
+    partial = checkpoint.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"epoch": str(epoch)})
+    os.replace(partial, checkpoint)
+
+
+def _resume(checkpoint: Path, lm, optimizers) -> int:
+    """Load the checkpoint, if there is one, and return the number of the epoch to go on with."""
+    if not checkpoint.exists():
+        return 0
+    with safe_open(checkpoint, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        epoch = int(file.metadata()["epoch"])
+    lm.load_state_dict({name[3:]: tensor for name, tensor in tensors.items() if name.startswith("lm.")})
+    for i, optimizer in enumerate(optimizers):
+        state = defaultdict(dict)
+        for name, tensor in tensors.items():
+            owner, parameter, entry = name.split(".", 2)
+            if owner == str(i):
+                state[int(parameter)][entry] = tensor
+        optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+    return epoch + 1
 
 
 def _one_epoch(lm, optimizers, rows, epoch: int, args) -> float:
@@ -162,6 +187,7 @@ def _one_epoch(lm, optimizers, rows, epoch: int, args) -> float:
 
 
 def main() -> None:
+    """Parse the command line, train, and print bits per byte on the test snippets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, default, explanation in [
         ("vocab-size", 4096, "tokens of the byte-level BPE"),

@@ -223,7 +223,6 @@ def test_interrupted_run_ends_with_the_same_weights(args, little_data, tmp_path,
 
 def test_a_run_saves_what_from_pretrained_loads(args, little_data, tmp_path):
     lm = pretrain.pretrain(tmp_path, args)
-    (tmp_path / "checkpoint.pt").unlink()
     policy = GPT2Policy.from_pretrained(tmp_path, device="cpu")
     assert type(policy.lm) is GPT2LMHeadModel and policy.context == 32
     assert {t.dtype for t in weights(tmp_path).values()} == {torch.float16}
