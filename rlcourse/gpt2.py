@@ -43,9 +43,10 @@ class GPT2Policy(nn.Module):
         if Path(folder).is_dir():  # a bar is for downloads
             transformers_logging.disable_progress_bar()
         try:
-            safe = dict(trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            lm = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f'cannot load {str(name_or_path)!r}: expected "tiny", a folder with a saved causal language model, or '

@@ -93,9 +93,9 @@ def _optimizers(lm, lr: float, muon_lr: float, weight_decay: float) -> list[torc
 
 def _corpus() -> tuple[list[str], list[str]]:
     """Film reviews and other texts of the train split, without any sentence that stands in a held-out split."""
-    held_out = {text_key(t) for part in ("validation", "test") for t in load_human_ratings("all", part).text}
-    table = load_human_ratings("all", "train")
-    kept = [(t, s) for t, s in zip(table.text, table.source) if text_key(t) not in held_out]
+    table = load_human_ratings("all")
+    held_out = {text_key(text) for text, part in zip(table.text, table.split) if part != "train"}
+    kept = [(text, source) for text, source in zip(table.text, table.source) if text_key(text) not in held_out]
     return [t for t, s in kept if s == "movies"], [t for t, s in kept if s != "movies"]
 
 
@@ -114,12 +114,13 @@ def pretrain(out: Path, args: argparse.Namespace) -> GPT2LMHeadModel:
     lm = GPT2LMHeadModel(config).to("cuda" if torch.cuda.is_available() else "cpu")
     optimizers = _optimizers(lm, args.lr, args.muon_lr, args.weight_decay)
     rows = [[_encode(tokenizer, t)[: args.context] for t in texts] for texts in (movies, others)]
+    validation = load_human_ratings("movies", "validation").text
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.safetensors"
     start = _resume(checkpoint, lm, optimizers)
     for epoch in range(start, args.epochs):
         loss = _one_epoch(lm, optimizers, rows, epoch, args)
-        bpb = bits_per_byte(lm, tokenizer, load_human_ratings("movies", "validation").text)
+        bpb = bits_per_byte(lm, tokenizer, validation)
         print(
             f"epoch {epoch + 1}/{args.epochs}: loss {loss:.3f} nats a token, validation {bpb:.3f} bits a byte",
             flush=True,

@@ -16,7 +16,7 @@ Reward = Callable[[list[str], list[str]], Tensor]
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
-# Vowel signs and other marks belong to the word they stand in, although \\w does not hold them.
+# Vowel signs and other marks belong to the word they stand in, although \w does not hold them.
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
 _LETTER = f"(?:[^\\W{_UNSPACED}]|[{_MARKS}])"
 _WORD = re.compile(f"[{_UNSPACED}]|{_LETTER}(?:['’]?{_LETTER})*")

@@ -1,7 +1,8 @@
 """The study behind notebook 07: `python tests/bench/seeds.py` writes notebooks/07_{runs,steps,texts}.csv.
 
 Ten seeds of the notebook's own loop, and three seeds each of the two variants it talks about: no KL penalty, and an
-adaptive one. The settings are fixed before, nothing is chosen per seed, and every run that was started is in the files.
+adaptive one. The settings were fixed on a few earlier runs; nothing is chosen per seed, and every run with them is in
+the files.
 """
 
 import csv
