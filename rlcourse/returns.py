@@ -82,6 +82,21 @@ def kl_shaped_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, ma
         return torch.where(mask > 0, scores - kl_coef * (logprobs - ref_logprobs), 0)
 
 
+def potential_shaped_rewards(rewards: Tensor, potentials: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Potential-based shaping (Ng, Harada and Russell 1999): rewards that hint, and leave every optimal policy optimal.
+
+    rewards, potentials, mask: [B, T] -> [B, T], 0 where masked.    r_t + gamma * Phi(s_{t+1}) - Phi(s_t)
+
+    potentials: Phi(s_t), a function of the state in which action t is chosen; after the last counted action Phi is 0.
+    Each return G_t changes by exactly -Phi(s_t), which no action at t can influence.
+    """
+    check_shapes(mask, rewards=rewards, potentials=potentials)
+    _check_fraction(gamma=gamma)
+    potentials = torch.where(mask > 0, potentials, 0)
+    following = torch.cat([potentials[:, 1:], torch.zeros_like(potentials[:, :1])], dim=1)
+    return torch.where(mask > 0, rewards + gamma * following - potentials, 0)
+
+
 class AdaptiveKL:
     """Raises the price of KL when there is too much, lowers it when there is little (Ziegler et al. 2019, 2.2).
 

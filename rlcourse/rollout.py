@@ -1,8 +1,9 @@
-"""What a policy acts on and what it did: two small containers of batch-first tensors."""
+"""What a policy acts on and what it did: two small containers of batch-first tensors, and sampling token by token."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -73,3 +74,31 @@ class Rollout:
 
     def _apply(self, function) -> "Rollout":
         return Rollout(**{name: x if x is None else function(x) for name, x in vars(self).items()})
+
+
+@torch.no_grad()
+def sample_tokens(
+    policy, inputs: Tensor, max_new_tokens: int, eos: int | None = None, generator: torch.Generator | None = None
+) -> Rollout:
+    """Let a small policy (`TabularPolicy`, `RNNPolicy`) write one text for each prompt of `inputs` [B, P]; P may be 0.
+
+    -> Rollout with actions [B, max_new_tokens]; what follows EOS, which itself counts, is masked and holds EOS.
+    The policy says where it starts, what it predicts in a state, and which state appending a token leads to.
+    """
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+    state, columns = policy.start(inputs), []
+    alive = torch.ones(len(inputs), device=inputs.device)
+    for _ in range(max_new_tokens):
+        logits, values = policy.predict(state)  # [B, V], [B]
+        log_pi = logits.log_softmax(-1)
+        action = torch.multinomial(log_pi.exp(), 1, generator=generator)[:, 0]
+        if eos is not None:
+            action = torch.where(alive > 0, action, eos)
+        logprob = log_pi.gather(-1, action[:, None])[:, 0]
+        columns.append((action, alive.to(values.dtype), logprob * alive, values * alive))
+        if eos is not None:
+            alive = alive * (action != eos)
+        state = policy.append(state, action)
+    actions, mask, logprobs, values = (torch.stack(column, dim=1) for column in zip(*columns))  # [B, T]
+    return Rollout(inputs, actions, mask, logprobs, values)

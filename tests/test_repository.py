@@ -19,7 +19,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-MODULES = sorted((ROOT / "rlcourse").glob("*.py"))
+MODULES = sorted((ROOT / "rlcourse").rglob("*.py"))
 
 
 # -- installing -----------------------------------------------------------------------------------------------------

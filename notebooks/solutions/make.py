@@ -1,7 +1,7 @@
-"""`make notebooks`: execute every lesson in place, then make its solutions from the lesson and `answers.py`.
+"""`make notebooks`: execute every lesson in place, then make its solutions from the lesson and `answers/`.
 
 A solutions notebook holds the lesson's exercises, each stub `def my_…` replaced by the answer of that name. In
-`answers.py` the comment above an answer becomes the text above it.
+`answers/` the comment above an answer becomes the text above it.
 """
 
 import os
@@ -24,7 +24,7 @@ def execute(path: Path, **environment: str) -> None:
     notebook = nbformat.read(path, as_version=4)
     os.environ.update(environment)
     start = time.perf_counter()
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True)
     client.execute(cwd=str(path.parent))
     print(f"{path.name}: {time.perf_counter() - start:.0f} s", flush=True)
     notebook.metadata = {
@@ -35,11 +35,12 @@ def execute(path: Path, **environment: str) -> None:
 
 
 def answers() -> dict[str, tuple[str, str]]:
-    """name -> (explanation, source) of every answer in answers.py."""
+    """name -> (explanation, source) of every answer in answers/."""
     found = {}
-    for block in (FOLDER / "answers.py").read_text(encoding="utf-8").split("\n\n\n")[1:]:
-        comment, name = re.match(r"((?:#.*\n)*)def (my_\w+)", block).groups()
-        found[name] = (re.sub(r"^# ?", "", comment, flags=re.M).strip(), block[len(comment) :].rstrip())
+    for path in sorted((FOLDER / "answers").glob("n*.py")):
+        for block in path.read_text(encoding="utf-8").split("\n\n\n")[1:]:
+            comment, name = re.match(r"((?:#.*\n)*)def (my_\w+)", block).groups()
+            found[name] = (re.sub(r"^# ?", "", comment, flags=re.M).strip(), block[len(comment) :].rstrip())
     return found
 
 

@@ -1,0 +1,78 @@
+"""What may be subtracted from a return, what is best subtracted, and how noisy a gradient estimate is."""
+
+import torch
+from torch import Tensor
+
+from rlcourse.masking import check_shapes
+
+
+def batch_mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
+    """The mean return at each step over the rows that are still going on, one's own row included.
+
+    returns, mask: [B, T] -> [B, T], 0 where masked.    b_t = sum_j mask_jt * returns_jt / sum_j mask_jt
+
+    One's own return is inside, so the baseline depends on the action: with B rows of equal length the expected
+    gradient shrinks to (B - 1) / B of the true one. `leave_one_out_baseline` has no such bias.
+    """
+    check_shapes(mask, returns=returns)
+    sums, counts = torch.where(mask > 0, returns, 0).sum(0), mask.sum(0)
+    return sums / counts.clamp(min=1) * mask
+
+
+def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
+    """The mean return at each step over the *other* rows still going on (Kool et al. 2019; RLOO); 0 when there is none.
+
+    returns, mask: [B, T] -> [B, T], 0 where masked.    b_it = sum_{j != i} mask_jt * returns_jt / sum_{j != i} mask_jt
+    """
+    check_shapes(mask, returns=returns)
+    own = torch.where(mask > 0, returns, 0)
+    return (own.sum(0) - own) / (mask.sum(0) - 1).clamp(min=1) * mask
+
+
+def optimal_baseline(scores: Tensor, returns: Tensor, features: Tensor, weights: Tensor) -> Tensor:
+    """The minimum-variance baseline among the linear combinations of given features, by least squares.
+
+    scores: [N, T, D], grad log pi(a_t|s_t), 0 where masked. returns: [N, T]. features: [N, T, K], functions of
+    the state, not of the action. weights: [N], the probabilities of the rows, or 1/N for samples. -> coefficients [K].
+
+        minimise over c:  E | sum_t score_t * (return_t - features_t . c) |^2
+
+    A baseline leaves the mean of the estimate alone, so the smallest second moment is the smallest variance. The
+    textbook formula E[|score|^2 return] / E[|score|^2] is this for one constant feature and one action.
+    """
+    if features.shape[:2] != returns.shape or scores.shape[:2] != returns.shape or weights.shape != returns.shape[:1]:
+        shapes = [tuple(x.shape) for x in (scores, returns, features, weights)]
+        raise ValueError(f"expected scores [N, T, D], returns [N, T], features [N, T, K], weights [N], got {shapes}")
+    plain = torch.einsum("ntd,nt->nd", scores, returns)
+    moved = torch.einsum("ntd,ntk->ndk", scores, features)  # the estimate moves by this for each unit of c
+    gram = torch.einsum("n,ndj,ndk->jk", weights, moved, moved)
+    return torch.linalg.lstsq(gram, torch.einsum("n,ndk,nd->k", weights, moved, plain), driver="gelsd").solution
+
+
+def gradient_variance(estimates: Tensor) -> Tensor:
+    """Total variance, the sum over D, of gradient estimates [N, D] that were sampled independently (over N - 1)."""
+    if estimates.ndim != 2 or len(estimates) < 2:
+        raise ValueError(f"estimates must be [N, D] with N of at least 2, got {tuple(estimates.shape)}")
+    return estimates.var(0).sum()
+
+
+def score_functions(policy, inputs, actions: Tensor) -> Tensor:
+    """grad log pi(a_t|s_t) for every action, over all parameters of the policy in order: [B, T, D]; for small ones."""
+    logprobs = policy.evaluate(inputs, actions)[0]
+    parameters = list(policy.parameters())
+    directions = torch.eye(logprobs.numel(), dtype=logprobs.dtype, device=logprobs.device)
+    gradients = torch.autograd.grad(
+        logprobs.flatten(), parameters, directions, is_grads_batched=True, allow_unused=True
+    )
+    columns = [
+        logprobs.new_zeros(logprobs.numel(), p.numel()) if g is None else g.reshape(logprobs.numel(), -1)
+        for g, p in zip(gradients, parameters)
+    ]
+    return torch.cat(columns, dim=1).reshape(*logprobs.shape, -1)
+
+
+def flat_gradient(scalar: Tensor, policy) -> Tensor:
+    """The gradient of a scalar over all parameters of the policy in order, as one vector [D]; 0 where it has none."""
+    parameters = list(policy.parameters())
+    gradients = torch.autograd.grad(scalar, parameters, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, parameters)])
