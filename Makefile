@@ -4,7 +4,7 @@ RUN = .venv/bin/python
 NBVAL = RLCOURSE_PROGRESS=0 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
     --nbval-sanitize-with=tests/sanitize.cfg --durations=5
 
-.PHONY: lab test notebooks bench
+.PHONY: lab test notebooks bench peers
 lab: .venv/ready-lab
 	.venv/bin/jupyter lab --notebook-dir=notebooks
 
@@ -20,6 +20,14 @@ notebooks: .venv/ready-test  # execute every lesson in place and make its soluti
 
 bench: .venv/ready-test
 	$(RUN) tests/bench/iteration.py
+
+peers: .venv-peers/ready  # the comparisons with other libraries, in an environment of their own
+	.venv-peers/bin/python -m pytest -m peers tests/peers
+
+.venv-peers/ready: pyproject.toml constraints.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" "stable-baselines3==2.9.2"
+	touch $@
 
 .venv/ready-%: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
