@@ -1,27 +1,22 @@
-"""The study behind notebook 05's CartPole: `python tests/bench/cartpole.py` writes notebooks/05_cartpole{,_curves}.csv.
+"""The study behind notebook 05's CartPole: `python tests/bench/cartpole.py`.
 
-Ten seeds of `ppo_update` on CartPole-v1, 100,000 steps each. Where Stable-Baselines3 can be imported (`make peers` makes
-such an environment, .venv-peers), its PPO runs with the same settings, seed by seed in turn with ours.
+Writes notebooks/05_cartpole.csv and 05_cartpole_curves.csv: ten seeds of `ppo_update`, 100,000 steps each. Where
+Stable-Baselines3 can be imported (`make peers` makes such an environment, .venv-peers), its PPO runs with the same
+settings, seed by seed in turn with ours.
 """
 
-import csv
-import datetime
 import importlib.util
-import platform
-import subprocess
 import time
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
+from study import write
 
 from rlcourse.control import EnvSampler, MLPPolicy, episode_returns
 from rlcourse.plotting import progress
 from rlcourse.ppo import PPOConfig, ppo_update
 from rlcourse.returns import gae
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
 ENV, SEEDS, EPISODES, ROW = "CartPole-v1", 10, 100, 8  # a row of the curves is made of 8 iterations
 SETTINGS = dict(total_steps=100_000, num_envs=8, num_steps=32, gamma=0.98, lam=0.8, lr=1e-3)
 CFG = PPOConfig(epochs=20, minibatches=1, clip_eps=0.2, vf_coef=1.0, max_grad_norm=0.5)  # the peer: 0.5 * squared error
@@ -88,22 +83,6 @@ def train_sb3(seed: int):
     return Policy(), record.curve
 
 
-def write(name: str, rows: list[dict], peer: bool) -> None:
-    """A CSV whose first lines say when, with what and how it was made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    packages = ["torch", "gymnasium", "stable_baselines3"] if peer else ["torch", "gymnasium"]
-    about = [
-        f"tests/bench/cartpole.py, {datetime.date.today()}, commit {commit}, {torch.get_num_threads()} thread",
-        f"python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in packages),
-        f"{ENV}, {SETTINGS}, {CFG}, lr and clip_eps fall in a straight line to 0",
-    ]
-    with open(FOLDER / f"05_{name}.csv", "w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {line}\n" for line in about)
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
 def main() -> None:
     torch.set_num_threads(1)  # networks this small are fastest so, ours and theirs
     peer = importlib.util.find_spec("stable_baselines3") is not None
@@ -125,8 +104,9 @@ def main() -> None:
                         dict(who=who, seed=seed, env_steps=curve[i][0], episode_return=sum(ended) / len(ended))
                     )
             print(runs[-1], flush=True)
-            write("cartpole", runs, peer)
-            write("cartpole_curves", curves, peer)
+            about = f"{ENV}, {SETTINGS}, {CFG}, lr and clip_eps fall in a straight line to 0"
+            for name, rows in {"05_cartpole": runs, "05_cartpole_curves": curves}.items():
+                write(name, rows, __file__, about, ("gymnasium", *["stable_baselines3"] * peer))
 
 
 if __name__ == "__main__":

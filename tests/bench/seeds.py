@@ -5,17 +5,12 @@ adaptive one. The settings were fixed on a few earlier runs; nothing is chosen p
 the files.
 """
 
-import csv
-import datetime
 import math
-import platform
 import random
-import subprocess
 import time
-from pathlib import Path
 
 import torch
-import transformers
+from study import write
 
 from rlcourse.data import load_prompts
 from rlcourse.gpt2 import GPT2Policy, response_texts, sample_responses
@@ -25,7 +20,6 @@ from rlcourse.ppo import PPOConfig, ppo_update
 from rlcourse.returns import AdaptiveKL, gae, kl_shaped_rewards
 from rlcourse.rewards import fluency_reward, sentiment_reward
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
 SETTINGS = dict(steps=45, batch=64, new_tokens=24, lr=2e-4, value_lr=1e-3, kl_coef=0.045, gamma=1.0, lam=1.0)
 ADAPTIVE = dict(target=4.0, horizon=200)
 SEEDS = {"fixed": 10, "adaptive": 3, "no_kl": 3}
@@ -100,21 +94,6 @@ def examples(policy: GPT2Policy, ref_policy: GPT2Policy, count: int = 8) -> list
     return [dict(prompt=p, response=r, score=s, bits_per_byte=-f) for p, r, s, f in zip(*columns)]
 
 
-def write(name: str, rows: list[dict]) -> None:
-    """A CSV whose first lines say when, with what and how it was made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = [
-        f"tests/bench/seeds.py, {datetime.date.today()}, commit {commit}, {torch.get_num_threads()} threads",
-        f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
-        f"{SETTINGS | ADAPTIVE}, {PPOConfig()}",
-    ]
-    with open(FOLDER / f"07_{name}.csv", "w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {line}\n" for line in about)
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
 def main() -> None:
     ref_policy = GPT2Policy.from_pretrained("tiny", device="cpu").frozen_copy()
     runs = [dict(variant="before", seed=0, seconds=0.0) | evaluate(ref_policy, ref_policy, seed=0)]
@@ -128,7 +107,9 @@ def main() -> None:
                 texts += [dict(variant=variant, seed=seed) | e for e in examples(policy, ref_policy)]
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in runs[-1].items()}, flush=True)
             for name, rows in dict(runs=runs, steps=steps, texts=texts).items():
-                write(name, rows)  # after every run, so that an interruption loses one
+                write(
+                    f"07_{name}", rows, __file__, f"{SETTINGS | ADAPTIVE}, {PPOConfig()}", ("transformers",)
+                )  # after every run, so that an interruption loses one
 
 
 if __name__ == "__main__":
