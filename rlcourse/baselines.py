@@ -46,7 +46,7 @@ def optimal_baseline(scores: Tensor, returns: Tensor, features: Tensor, weights:
     plain = torch.einsum("ntd,nt->nd", scores, returns)
     moved = torch.einsum("ntd,ntk->ndk", scores, features)  # the estimate moves by this for each unit of c
     gram = torch.einsum("n,ndj,ndk->jk", weights, moved, moved)
-    return torch.linalg.lstsq(gram, torch.einsum("n,ndk,nd->k", weights, moved, plain), driver="gelsd").solution
+    return torch.linalg.pinv(gram, hermitian=True) @ torch.einsum("n,ndk,nd->k", weights, moved, plain)
 
 
 def gradient_variance(estimates: Tensor) -> Tensor:
@@ -57,7 +57,10 @@ def gradient_variance(estimates: Tensor) -> Tensor:
 
 
 def score_functions(policy, inputs, actions: Tensor) -> Tensor:
-    """grad log pi(a_t|s_t) for every action, over all parameters of the policy in order: [B, T, D]; for small ones."""
+    """grad log pi(a_t|s_t) over all parameters of the policy in order: [B, T, D]; for small policies.
+
+    It is worked out for every action, those after EOS included: multiply by mask[..., None] where some do not count.
+    """
     logprobs = policy.evaluate(inputs, actions)[0]
     parameters = list(policy.parameters())
     directions = torch.eye(logprobs.numel(), dtype=logprobs.dtype, device=logprobs.device)

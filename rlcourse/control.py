@@ -40,7 +40,8 @@ class Steps:
     """What `EnvSampler.sample` returns: a rollout whose inputs are observations, and what `gae` needs beside it.
 
     rewards, dones: [B, T], a 1 in `dones` where an action ended an episode. last_values: [B], V of the observation
-    after the last action. episode_returns: the undiscounted total of every episode that ended in these steps.
+    after the last action. episode_returns: the undiscounted total, as the environment paid it, of every episode that
+    ended in these steps.
     """
 
     rollout: Rollout
@@ -55,6 +56,8 @@ class EnvSampler:
 
     def __init__(self, env_id: str, num_envs: int, seed: int, **kwargs):
         """kwargs go to the environment, e.g. `max_episode_steps`."""
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.envs = gymnasium.make_vec(
             env_id, num_envs, "sync", vector_kwargs=dict(autoreset_mode=AutoresetMode.SAME_STEP), **kwargs
         )
@@ -62,6 +65,7 @@ class EnvSampler:
         if not (isinstance(spaces[0], gymnasium.spaces.Box) and isinstance(spaces[1], gymnasium.spaces.Discrete)):
             raise ValueError(f"{env_id} must have a Box of observations and Discrete actions, got {spaces}")
         self.obs_size, self.num_actions = int(np.prod(spaces[0].shape)), int(spaces[1].n)
+        self._first_action = int(spaces[1].start)  # action 0 of the policy
         self._observations = self._tensor(self.envs.reset(seed=seed)[0])
         self._totals = np.zeros(num_envs)
 
@@ -70,14 +74,16 @@ class EnvSampler:
         """Let the policy act for `num_steps` in every copy.
 
         An episode that is cut off by a time limit could have gone on: gamma * V(where it was cut) is added to its last
-        reward. One that ended by itself is worth nothing more.
+        reward, so gamma must be the one that `gae` gets. One that ended by itself is worth nothing more.
         """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         observations, columns, finished = self._observations, [], []
         for _ in range(num_steps):
             logits, values = policy.predict(observations)
             log_pi = logits.log_softmax(-1)
             action = torch.multinomial(log_pi.exp(), 1, generator=generator)  # [B, 1]
-            following, reward, terminated, truncated, info = self.envs.step(action[:, 0].numpy())
+            following, reward, terminated, truncated, info = self.envs.step(action[:, 0].numpy() + self._first_action)
             self._totals += reward
             done = terminated | truncated
             if done.any():

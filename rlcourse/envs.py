@@ -20,7 +20,8 @@ class TokenMDP:
 
     N texts in lexicographic order: `actions`, `mask`, `rewards`, `states` [N, T] and `inputs` [N, 0], the empty prompt.
     S states are numbered as in a heap: the empty text is 0, and appending token a to state s gives s * V + a + 1.
-    Every method takes a policy with `evaluate(inputs, actions)`; use float64 parameters for exact answers.
+    A policy is anything with `evaluate(inputs, actions)`; `sample` needs start, predict and append too, as
+    `sample_tokens` does. The answers are exact for parameters in float64, and good to about 1e-6 in float32.
     """
 
     def __init__(self, vocab_size: int, horizon: int, reward: Callable[[Tensor, Tensor], Tensor], eos=None):
@@ -45,7 +46,7 @@ class TokenMDP:
         self.inputs = actions[:, :0]
         self.states = _states(self.inputs, actions, vocab_size)
         self.rewards = self.pay(self.actions, self.mask)
-        if (self._table(self.rewards)[self.states, self.actions] * self.mask != self.rewards).any():
+        if not torch.allclose(self._table(self.rewards)[self.states, self.actions] * self.mask, self.rewards):
             raise ValueError("reward at a token depends on tokens after it; a reward of shape [N] is paid at the end")
 
     def __len__(self) -> int:
@@ -54,13 +55,16 @@ class TokenMDP:
     def pay(self, actions: Tensor, mask: Tensor) -> Tensor:
         """The rewards [B, T] of given texts, float64, 0 where masked."""
         mask = mask.double()
-        rewards = self._reward(actions, mask).double()
+        rewards = torch.as_tensor(self._reward(actions, mask), dtype=torch.float64)
         if rewards.shape == mask.shape[:1]:
             last = mask - torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-            rewards = rewards[:, None] * last
-        if rewards.shape != mask.shape or not rewards.isfinite().all():
-            raise ValueError(f"reward must return [N] or [N, T] finite numbers for actions {tuple(actions.shape)}, "
+            rewards = torch.where(last > 0, rewards[:, None], 0)
+        if rewards.shape != mask.shape:
+            raise ValueError(f"reward must return [N] or [N, T] for actions {tuple(actions.shape)}, "
                              f"got shape {tuple(rewards.shape)}")  # fmt: skip
+        if not rewards.isfinite().all():
+            row = int((~rewards.isfinite()).nonzero()[0, 0])
+            raise ValueError(f"reward must be finite, got {rewards[row].tolist()} for {actions[row].tolist()}")
         return rewards * mask
 
     def sample(self, policy, batch_size: int, generator: torch.Generator | None = None) -> tuple[Rollout, Tensor]:
@@ -70,6 +74,7 @@ class TokenMDP:
 
     def rollout(self, policy, rows=slice(None)) -> Rollout:
         """The listed texts, or some of them by their numbers, as if the policy had just written them."""
+        rows = [rows] if isinstance(rows, int) else rows
         mask = self.mask[rows]
         with torch.no_grad():
             logprobs, values = policy.evaluate(self.inputs[rows], self.actions[rows])
@@ -78,6 +83,8 @@ class TokenMDP:
 
     def batches(self, size: int) -> Tensor:
         """Every batch of `size` texts, as row numbers [N^size, size]: the batch's probability is their product."""
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
         if len(self) ** size > LIMIT:
             raise ValueError(f"{len(self)}^{size} = {len(self) ** size:,} batches are too many; the limit is {LIMIT:,}")
         return torch.cartesian_prod(*[torch.arange(len(self))] * size).reshape(-1, size)
@@ -90,7 +97,7 @@ class TokenMDP:
 
     def logprobs(self, policy) -> Tensor:
         """log p(text) [N], with its gradient: the sum of the log-probabilities of its actions."""
-        return torch.where(self.mask > 0, policy.evaluate(self.inputs, self.actions)[0], 0).sum(1)
+        return torch.where(self.mask > 0, policy.evaluate(self.inputs, self.actions)[0].double(), 0).sum(1)
 
     def probabilities(self, policy) -> Tensor:
         """p(text) [N], with its gradient; they sum to 1."""
@@ -106,7 +113,7 @@ class TokenMDP:
 
     def gradient_by_score(self, policy, gamma: float = 1.0) -> Tensor:
         """The same vector by the policy-gradient theorem: E[ sum_t grad log pi(a_t|s_t) * return ]."""
-        scores = score_functions(policy, self.inputs, self.actions)  # [N, T, D]
+        scores = score_functions(policy, self.inputs, self.actions).double()  # [N, T, D]
         weights = self.mask * (self.probabilities(policy).detach() * self.returns(gamma))[:, None]
         return torch.einsum("nt,ntd->d", weights, scores)
 
@@ -115,7 +122,7 @@ class TokenMDP:
 
         The mean of B independent estimates has 1/B of the variance.
         """
-        p = self.probabilities(policy).detach()
+        p, estimates = self.probabilities(policy).detach(), estimates.double()
         mean = p @ estimates
         return mean, p @ ((estimates - mean) ** 2).sum(1)
 
@@ -155,16 +162,20 @@ class TokenMDP:
         return self.expected_return(policy) - kl_coef * self.kl(policy, ref_policy)
 
     def optimal_policy(self, ref_policy, kl_coef: float) -> "TabularPolicy":
-        """The policy with the largest J_beta: p*(text) = p_ref(text) * exp(return / kl_coef) / Z."""
+        """The policy with the largest J_beta: p*(text) = p_ref(text) * exp(return / kl_coef) / Z.
+
+        Found state by state, by Bellman's equation with a soft maximum: pi*(a|s) ~ pi_ref(a|s) * exp(Q(s, a) / kl_coef)
+        with Q(s, a) = r(s, a) + kl_coef * log sum_a' pi_ref(a'|s') exp(Q(s', a') / kl_coef).
+        """
         if not kl_coef > 0:
             raise ValueError(f"kl_coef must be positive, got {kl_coef}")
         with torch.no_grad():
-            log_p = (self.logprobs(ref_policy) + self.returns() / kl_coef).log_softmax(0)
-        index = (self.states * self.vocab_size + self.actions)[self.mask > 0]
-        mass = log_p.new_zeros(self.num_states * self.vocab_size)  # of all texts that go through (s, a)
-        mass.index_add_(0, index, log_p.exp()[:, None].expand_as(self.mask)[self.mask > 0])
+            log_ref = self._table(ref_policy.evaluate(self.inputs, self.actions)[0].double())
+        alive = self._table(self.mask)[:, 0]  # 1 unless EOS came before: there nothing more is earned
+        tilted = lambda level, q: q / kl_coef + log_ref[level]  # noqa: E731
+        q = self._backward(lambda level, q: kl_coef * tilted(level, q).logsumexp(-1) * alive[level], 1.0)
         policy = TabularPolicy(self.vocab_size, self.horizon)
-        policy.logits_table.data = mass.clamp(min=1e-300).log().reshape(self.num_states, self.vocab_size)
+        policy.logits_table.data = tilted(slice(None), q).log_softmax(-1).clamp(min=-1000)
         return policy
 
     def _table(self, x: Tensor) -> Tensor:
@@ -193,6 +204,10 @@ class TabularPolicy(nn.Module):
 
     def __init__(self, vocab_size: int, horizon: int, memory: int | None = None):
         super().__init__()
+        if vocab_size < 2 or horizon < 1:
+            raise ValueError(f"vocab_size must be at least 2 and horizon 1, got {vocab_size} and {horizon}")
+        if memory is not None and memory < 0:
+            raise ValueError(f"memory must be None or a number of tokens, got {memory}")
         depth = horizon - 1 if memory is None else min(memory, horizon - 1)
         num_states, num_rows = ((vocab_size**n - 1) // (vocab_size - 1) for n in (horizon, depth + 1))
         rows = torch.arange(num_states)
@@ -212,6 +227,8 @@ class TabularPolicy(nn.Module):
 
     def predict(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [..., V] and values [...] in the states."""
+        if (state >= len(self.rows)).any():
+            raise ValueError(f"a text may have {self.horizon} tokens at most, its prompt included")
         return self.logits_table[self.rows[state]], self.values_table[self.rows[state]]
 
     def append(self, state: Tensor, actions: Tensor) -> Tensor:
@@ -230,6 +247,9 @@ class TabularPolicy(nn.Module):
         return (logprobs, values, -(log_pi.exp() * log_pi).sum(-1)) if with_entropy else (logprobs, values)
 
     def _states(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        if inputs.ndim != 2 or actions.ndim != 2 or len(inputs) != len(actions):
+            shapes = tuple(inputs.shape), tuple(actions.shape)
+            raise ValueError(f"inputs must be [B, P] and actions [B, T], got {shapes[0]} and {shapes[1]}")
         if inputs.shape[1] + actions.shape[1] > self.horizon:
             raise ValueError(f"inputs and actions must be {self.horizon} tokens together at most, "
                              f"got {inputs.shape[1]} and {actions.shape[1]}")  # fmt: skip

@@ -28,7 +28,9 @@ def reinforce_update(
     One step only: after it the rollout comes from another policy. Returns floats: policy_loss, value_loss, entropy
     (nats per action), grad_norm (before max_grad_norm, None for no limit, scales it down).
     """
-    check_shapes(rollout.mask, advantages=advantages)
+    check_shapes(rollout.mask, advantages=advantages, **({} if returns is None else dict(returns=returns)))
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm must be positive or None, got {max_grad_norm}")
     logprobs, values, entropies = policy.evaluate(rollout.inputs, rollout.actions, with_entropy=True)
     policy_loss, entropy = reinforce_loss(logprobs, advantages, rollout.mask), masked_mean(entropies, rollout.mask)
     critic_loss = torch.zeros_like(policy_loss) if returns is None else value_loss(values, returns, rollout.mask)

@@ -87,6 +87,8 @@ def sample_tokens(
     """
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+    if inputs.ndim != 2 or inputs.is_floating_point():
+        raise ValueError(f"inputs must be [B, P] token ids, got {inputs.dtype} of shape {tuple(inputs.shape)}")
     state, columns = policy.start(inputs), []
     alive = torch.ones(len(inputs), device=inputs.device)
     for _ in range(max_new_tokens):

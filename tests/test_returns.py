@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rlcourse import returns
-from rlcourse.returns import AdaptiveKL, discounted_returns, gae, kl_shaped_rewards
+from rlcourse.envs import TokenMDP
+from rlcourse.returns import AdaptiveKL, discounted_returns, gae, kl_shaped_rewards, potential_shaped_rewards
 
 NAN, INF = float("nan"), float("inf")
 LENGTHS = [1, 2, 3, 7, 8, 9, 33]
@@ -268,6 +269,78 @@ def test_kl_shaped_rewards_name_bad_input(changed, message):
     arguments = dict(scores=torch.ones(2), logprobs=ones, ref_logprobs=ones, mask=ones, kl_coef=0.1) | changed
     with pytest.raises(ValueError, match=message):
         kl_shaped_rewards(**arguments)
+
+
+# potential_shaped_rewards
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+def test_shaping_is_its_definition_and_moves_each_return_by_minus_the_potential(T, gamma, randn, prefix_mask):
+    rewards, potentials, mask = randn(6, T), randn(6, T), prefix_mask(T)
+
+    def row(b, n):
+        phi = [*potentials[b, :n].tolist(), 0.0]
+        return [rewards[b, t].item() + gamma * phi[t + 1] - phi[t] for t in range(n)]
+
+    shaped = potential_shaped_rewards(rewards, potentials, mask, gamma)
+    torch.testing.assert_close(shaped, rows(mask, row), rtol=0, atol=1e-12)
+    before = rows(mask, lambda b, n: returns_by_loop(rewards[b, :n].tolist(), gamma))
+    after = rows(mask, lambda b, n: returns_by_loop(shaped[b, :n].tolist(), gamma))
+    torch.testing.assert_close(after - before, -potentials * mask, rtol=0, atol=1e-12)
+
+
+def test_shaping_by_hand_pays_for_the_way_up_and_takes_it_back_at_the_end():
+    rewards, potentials = torch.tensor([[0.0, 0.0, 1.0, 9.0]]), torch.tensor([[0.0, 2.0, 6.0, 9.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    assert potential_shaped_rewards(rewards, potentials, mask, gamma=0.5).tolist() == [[1.0, 1.0, -5.0, 0.0]]
+    assert potential_shaped_rewards(rewards, potentials, mask).tolist() == [[2.0, 4.0, -5.0, 0.0]]
+
+
+@pytest.mark.parametrize("gamma", [0.7, 1.0])
+@pytest.mark.parametrize("eos", [None, 0])
+def test_shaping_lowers_every_optimal_q_by_the_potential_and_keeps_the_best_actions(gamma, eos, randn):
+    V, T = 3, 3
+    pay, potential = randn(V**T, V), 5 * randn(V**T)  # of a state and an action, of a state; none is good for the path
+
+    def plain(actions, mask, shaped=False):
+        state, states = torch.zeros(len(actions), dtype=torch.long), []
+        for tokens in actions.unbind(1):
+            states.append(state)
+            state = (state * V + tokens + 1) % V**T
+        states = torch.stack(states, dim=1)
+        rewards = pay[states, actions]
+        return potential_shaped_rewards(rewards, potential[states], mask, gamma) if shaped else rewards
+
+    before = TokenMDP(V, T, plain, eos)
+    after = TokenMDP(V, T, lambda actions, mask: plain(actions, mask, shaped=True), eos)
+    passed = before.states[before.mask > 0].unique()
+    q, shaped_q = before.optimal_q_values(gamma)[passed], after.optimal_q_values(gamma)[passed]
+    torch.testing.assert_close(shaped_q, q - potential[passed, None], rtol=0, atol=1e-12)
+    assert torch.equal(shaped_q.argmax(1), q.argmax(1))
+    assert not torch.equal(before.rewards, after.rewards)
+
+
+@pytest.mark.parametrize("filler", [1.0, INF, NAN])
+def test_shaping_ignores_what_is_masked(filler, randn, prefix_mask):
+    rewards, potentials, mask = randn(6, 7), randn(6, 7), prefix_mask(7)
+    expected = potential_shaped_rewards(rewards * mask, potentials * mask, mask, 0.9)
+    dirty = [torch.where(mask > 0, x, filler) for x in (rewards, potentials)]
+    assert torch.equal(potential_shaped_rewards(*dirty, mask, 0.9), expected)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (dict(rewards=torch.ones(2)), r"rewards must have the shape of mask \(2, 3\), got \(2,\)"),
+        (dict(potentials=torch.ones(2, 4)), r"potentials must have the shape of mask \(2, 3\), got \(2, 4\)"),
+        (dict(gamma=1.5), r"gamma must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_potential_shaped_rewards_name_bad_input(changed, message):
+    ones = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=message):
+        potential_shaped_rewards(**dict(rewards=ones, potentials=ones, mask=ones) | changed)
 
 
 # AdaptiveKL

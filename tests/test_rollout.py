@@ -1,9 +1,13 @@
 import dataclasses
+import itertools
+import math
 
 import pytest
 import torch
 
-from rlcourse.rollout import Prompts, Rollout
+from rlcourse.envs import TabularPolicy
+from rlcourse.rnn import RNNPolicy
+from rlcourse.rollout import Prompts, Rollout, sample_tokens
 
 
 def make_rollout(inputs, B=4, T=3, ref=True):
@@ -104,3 +108,93 @@ def test_prompts_name_wrong_shapes(changed):
 def test_prompts_name_a_temperature_that_is_not_positive():
     with pytest.raises(ValueError, match="temperature must be positive"):
         Prompts(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, 0.0]))
+
+
+# sample_tokens
+
+
+def small_policy(kind, randn, V=3, T=4):
+    policy = TabularPolicy(V, T) if kind == "table" else RNNPolicy(V, 3, kind).double()
+    for parameter in policy.parameters():
+        parameter.data = randn(*parameter.shape)
+    return policy
+
+
+SMALL = pytest.mark.parametrize("kind", ["table", "gru", "lstm"])
+
+
+def probability(policy, prompt, text):
+    """The product of softmax(logits) along the text, from `evaluate`-free single steps."""
+    state, p = policy.start(torch.tensor([prompt], dtype=torch.long)), 1.0
+    for token in text:
+        weights = [math.exp(x) for x in policy.predict(state)[0][0].tolist()]
+        p, state = p * weights[token] / sum(weights), policy.append(state, torch.tensor([token]))
+    return p
+
+
+@SMALL
+@pytest.mark.parametrize("prompt", [(), (1,), (0, 2)])
+@pytest.mark.parametrize("eos", [None, 1])
+def test_texts_come_as_often_as_the_policy_says(kind, prompt, eos, randn, generator):
+    """Pearson's chi-square over all texts; above 32 it is rarer than one in ten thousand for 8 degrees of freedom."""
+    policy, count = small_policy(kind, randn), 3000
+    inputs = torch.tensor([prompt], dtype=torch.long).expand(count, -1)
+    actions = sample_tokens(policy, inputs, 2, eos, generator).actions
+    drawn = [tuple(row) for row in actions.tolist()]
+    texts = [text for text in itertools.product(range(3), repeat=2) if text[0] != eos or text[1] == eos]
+    assert set(drawn) <= set(texts)
+    p = [probability(policy, prompt, text[:1] if text[0] == eos else text) for text in texts]
+    assert sum(p) == pytest.approx(1, abs=1e-10)
+    assert sum((drawn.count(text) - count * x) ** 2 / (count * x) for text, x in zip(texts, p)) < 32
+
+
+@SMALL
+@pytest.mark.parametrize("P", [0, 1])
+@pytest.mark.parametrize("eos", [None, 2])
+def test_samples_are_scored_as_evaluate_scores_them_and_eos_counts(kind, P, eos, randn, generator):
+    policy = small_policy(kind, randn)
+    inputs = torch.randint(0, 3, (40, P), generator=generator)
+    rollout = sample_tokens(policy, inputs, 3, eos, generator)
+    logprobs, values = policy.evaluate(inputs, rollout.actions)
+    assert torch.equal(rollout.inputs, inputs) and rollout.actions.shape == (40, 3)
+    torch.testing.assert_close(rollout.old_logprobs, (logprobs * rollout.mask).detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(rollout.values, (values * rollout.mask).detach(), rtol=0, atol=1e-12)
+    assert not rollout.old_logprobs.requires_grad and not rollout.values.requires_grad
+    for actions, mask in zip(rollout.actions.tolist(), rollout.mask.tolist()):
+        length = actions.index(eos) + 1 if eos in actions else 3  # EOS itself counts
+        assert mask == [1.0] * length + [0.0] * (3 - length)
+        assert actions[length:] == [eos] * (3 - length)
+    assert {1, 2, 3} == set(rollout.mask.sum(1).tolist()) or eos is None
+
+
+def test_a_policy_that_ends_at_once_says_eos_and_nothing_else():
+    policy = TabularPolicy(2, 3)
+    policy.logits_table.data[:] = torch.tensor([1e9, 0.0])
+    policy.values_table.data[:] = 5
+    rollout = sample_tokens(policy, torch.zeros(2, 0, dtype=torch.long), 3, eos=0)
+    assert rollout.actions.tolist() == [[0, 0, 0]] * 2 and rollout.mask.tolist() == [[1, 0, 0]] * 2
+    assert rollout.values.tolist() == [[5, 0, 0]] * 2
+
+
+def test_the_mask_has_the_type_of_the_values_and_a_seed_gives_the_same_again():
+    policy = RNNPolicy(5, 4)
+    inputs = torch.zeros(6, 1, dtype=torch.long)
+    first, again, other = (
+        sample_tokens(policy, inputs, 8, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
+    assert torch.equal(first.actions, again.actions) and not torch.equal(first.actions, other.actions)
+    assert {x.dtype for x in (first.mask, first.values, first.old_logprobs)} == {torch.float32}
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, None])
+def test_sample_tokens_names_a_length_that_is_none(number):
+    with pytest.raises(ValueError, match=f"max_new_tokens must be a whole number of at least 1, got {number}"):
+        sample_tokens(RNNPolicy(3, 2), torch.zeros(1, 0, dtype=torch.long), number)
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(3, dtype=torch.long), torch.zeros(3, 0)])
+def test_sample_tokens_names_inputs_that_are_no_token_ids(inputs):
+    with pytest.raises(
+        ValueError, match=r"inputs must be \[B, P\] token ids, got torch\.(int64|float32) of shape \(3,"
+    ):
+        sample_tokens(RNNPolicy(3, 2), inputs, 2)
