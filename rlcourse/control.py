@@ -52,7 +52,10 @@ class Steps:
 
 
 class EnvSampler:
-    """Copies of one Gymnasium environment that run on from call to call, each restarting when its episode ends."""
+    """Copies of one Gymnasium environment that run on from call to call, each restarting when its episode ends.
+
+    It runs on the CPU, where the environments are; so must the policy.
+    """
 
     def __init__(self, env_id: str, num_envs: int, seed: int, **kwargs):
         """kwargs go to the environment, e.g. `max_episode_steps`."""

@@ -155,7 +155,8 @@ class TokenMDP:
     def kl(self, policy, ref_policy) -> Tensor:
         """KL(policy || ref_policy) over whole texts, in nats; a scalar with its gradient."""
         logprobs = self.logprobs(policy)
-        return (logprobs.exp() * (logprobs - self.logprobs(ref_policy))).sum()
+        log_ratio = torch.where(logprobs > -torch.inf, logprobs - self.logprobs(ref_policy), 0)  # 0 log 0 = 0
+        return (logprobs.exp() * log_ratio).sum()
 
     def regularised_return(self, policy, ref_policy, kl_coef: float) -> Tensor:
         """J_beta = J - kl_coef * KL(policy || ref_policy); a scalar with its gradient."""
@@ -172,7 +173,10 @@ class TokenMDP:
         with torch.no_grad():
             log_ref = self._table(ref_policy.evaluate(self.inputs, self.actions)[0].double())
         alive = self._table(self.mask)[:, 0]  # 1 unless EOS came before: there nothing more is earned
-        tilted = lambda level, q: q / kl_coef + log_ref[level]  # noqa: E731
+
+        def tilted(level, q: Tensor) -> Tensor:
+            return q / kl_coef + log_ref[level]
+
         q = self._backward(lambda level, q: kl_coef * tilted(level, q).logsumexp(-1) * alive[level], 1.0)
         policy = TabularPolicy(self.vocab_size, self.horizon)
         policy.logits_table.data = tilted(slice(None), q).log_softmax(-1).clamp(min=-1000)

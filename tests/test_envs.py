@@ -359,6 +359,12 @@ def test_kl_is_the_sum_that_defines_it_and_has_a_direction(world, randn):
     assert mdp.kl(policy, policy).item() == 0
 
 
+def test_a_text_that_cannot_be_written_adds_nothing_to_the_kl():
+    mdp, policy = TokenMDP(2, 2, per_token), TabularPolicy(2, 2)
+    policy.logits_table.data[0, 1] = -torch.inf  # never begins with token 1
+    assert mdp.kl(policy, TabularPolicy(2, 2)).item() == pytest.approx(math.log(2))
+
+
 def test_the_regularised_return_charges_for_kl_and_has_a_gradient(randn):
     mdp = TokenMDP(2, 3, per_token, eos=1)
     policy, other = randomise(TabularPolicy(2, 3), randn), randomise(TabularPolicy(2, 3), randn)
