@@ -1,0 +1,188 @@
+"""Checks for notebook 04."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlcourse.checks.verdict import randn, verdict
+
+
+def check_discounted_reward_to_go(fn: Callable) -> None:
+    """Exercise 04.1: fn(rewards [B, T], mask [B, T], gamma) -> discounted reward-to-go [B, T]."""
+    rewards, gamma = 1 + randn(3, 5).abs(), 0.8
+    mask, lengths = _prefixes([5, 3, 1], 5)
+
+    def table(power: Callable = lambda t, k: k - t, first: Callable = lambda t: t, end=None, g=gamma) -> Tensor:
+        r = rewards.tolist()
+        rows = [
+            [
+                sum(g ** power(t, k) * r[b][k] for k in range(first(t), end(t) if end else n)) if t < n else 0.0
+                for t in range(5)
+            ]
+            for b, n in enumerate(lengths)
+        ]
+        return torch.tensor(rows)
+
+    unmasked = torch.tensor(
+        [[sum(gamma ** (k - t) * rewards[b, k] for k in range(t, 5)) for t in range(5)] for b in range(3)]
+    )
+    verdict(
+        "exercise 04.1",
+        fn,
+        (rewards, mask, gamma),
+        table(),
+        {
+            "this counts gamma from the beginning of the text: a reward is discounted by its distance from the action, "
+            "k - t": table(power=lambda t, k: k),
+            "this is the total of the text at every action: leave out what was earned before": table(
+                power=lambda t, k: k, first=lambda t: 0
+            ),
+            "the sum runs backwards: an action is paid for what comes from it on, not for what came before": table(
+                power=lambda t, k: t - k, first=lambda t: 0, end=lambda t: t + 1
+            ),
+            "gamma is missing": table(g=1.0),
+            "everything is discounted once too often: the action's own reward counts in full": table(
+                power=lambda t, k: k - t + 1
+            ),
+            "the action's own reward is left out: the sum begins at k = t": table(first=lambda t: t + 1),
+            "the discount is the wrong way round: the far future counts most": table(power=lambda t, k: 4 - (k - t)),
+            "the mask is ignored: rewards after the end leak back into the text": unmasked,
+            "rewards after the end leak back into the text; masking the result comes too late": unmasked * mask,
+        },
+    )
+
+
+def check_potential_shaping(fn: Callable) -> None:
+    """Exercise 04.2: fn(rewards, potentials, mask [B, T], gamma) -> shaped rewards [B, T]."""
+    rewards, potentials, gamma = randn(3, 5), randn(3, 5, seed=1), 0.9
+    mask, lengths = _prefixes([5, 3, 1], 5)
+
+    def table(
+        ahead: float = gamma, back: float = 1.0, masked: bool = True, wraps: bool = False, pays: float = 1.0
+    ) -> Tensor:
+        result = torch.zeros(3, 5)
+        for b, length in enumerate(lengths):
+            end = length if masked else 5
+            for t in range(end):
+                following = potentials[b, t + 1] if t + 1 < end else potentials[b, 0] if wraps else 0.0
+                result[b, t] = pays * rewards[b, t] + ahead * following - back * potentials[b, t]
+        return result
+
+    verdict(
+        "exercise 04.2",
+        fn,
+        (rewards, potentials, mask, gamma),
+        table(),
+        {
+            "the signs are flipped: reaching a state of high potential is paid, leaving it is charged": table(
+                -gamma, -1.0
+            ),
+            "nothing is paid back: without - Phi(s_t) the hint stays in the total, and the best policy can move": table(
+                back=0.0
+            ),
+            "only the present potential is charged: + gamma * Phi(s_{t+1}) is missing": table(ahead=0.0),
+            "gamma is missing before Phi(s_{t+1}): then the hints do not cancel in a discounted sum": table(ahead=1.0),
+            "both potentials are discounted: gamma belongs to Phi(s_{t+1}) only": table(back=gamma),
+            "the rewards themselves are gone: the hint comes on top of them": table(pays=0.0),
+            "potentials after the end leak in: there Phi is 0": table(masked=False) * mask,
+            "the mask is ignored: after the end nothing is paid": table(masked=False),
+            "roll wraps round: the last action of a full row sees the potential of its first state": _only_full_rows(
+                table(masked=False, wraps=True) * mask, table(), lengths
+            ),
+        },
+    )
+
+
+def check_next_token_gradient(fn: Callable) -> None:
+    """Exercise 04.3: fn(logits [N, V], targets [N]) -> expected gradient of the reward in the logits [N, V]."""
+    logits, targets = randn(4, 5), torch.tensor([0, 3, 3, 1])
+
+    def table(entry: Callable[[list[float], int, int], float]) -> Tensor:
+        rows = []
+        for row, y in zip(logits.tolist(), targets.tolist()):
+            z = sum(math.exp(x) for x in row)
+            rows.append([entry([math.exp(x) / z for x in row], y, v) for v in range(5)])
+        return torch.tensor(rows)
+
+    def slope(pi: list[float], a: int, v: int) -> float:
+        return (a == v) - pi[v]
+
+    verdict(
+        "exercise 04.3",
+        fn,
+        (logits, targets),
+        table(lambda pi, y, v: sum(pi[a] * (a == y) * slope(pi, a, v) for a in range(5))),  # every guess, listed
+        {
+            "this is the gradient of the likelihood: the factor pi(y) is missing, the chance of a right guess": table(
+                slope
+            ),
+            "the sign is flipped: this is the gradient of a loss, the reward is climbed": table(
+                lambda pi, y, v: -pi[y] * slope(pi, y, v)
+            ),
+            "the factor is pi(v), each token's own: it must be pi(y), the probability of the right guess": table(
+                lambda pi, y, v: pi[v] * slope(pi, y, v)
+            ),
+            "only the right token has a gradient in yours: the softmax takes from the others what it gives": table(
+                lambda pi, y, v: pi[y] * (v == y) * (1 - pi[y])
+            ),
+            "the factor is squared": table(lambda pi, y, v: pi[y] ** 2 * slope(pi, y, v)),
+            "this is pi(y) at the right token: the probabilities are not subtracted": table(
+                lambda pi, y, v: pi[y] * (v == y)
+            ),
+            "divided by the number of rows: one gradient for each row, no mean over them": table(
+                lambda pi, y, v: pi[y] * slope(pi, y, v) / 4
+            ),
+        },
+    )
+
+
+def check_paid_as_it_grows(fn: Callable) -> None:
+    """Exercise 04.4: fn(before [B, T], scores [B]) -> rewards [B, T]: what each action added to the score."""
+    grown = [[0.0, 1.5, 1.0, 3.0, 2.5, 6.0], [0.0, 2.0, 2.5, 7.0, 7.0, 7.0], [0.0, 4.0, 4.0, 4.0, 4.0, 4.0]]
+    before, scores = torch.tensor(grown)[:, :5], torch.tensor(grown)[:, 5]
+
+    def table(one: Callable[[list[float], int], float], last: Callable[[list[float]], float] | None = None) -> Tensor:
+        rows = [[last(s) if last and t == 4 else one(s, t) for t in range(5)] for s in grown]
+        return torch.tensor(rows)
+
+    def added(s: list[float], t: int) -> float:
+        return s[t + 1] - s[t]
+
+    verdict(
+        "exercise 04.4",
+        fn,
+        (before, scores),
+        table(added),
+        {
+            "one token late: action t is paid for what action t - 1 added, and the last action is never paid": table(
+                lambda s, t: added(s, t - 1) if t else 0.0
+            ),
+            "one token early: action t is paid for what action t + 1 will add": table(
+                lambda s, t: added(s, t + 1), last=lambda s: 0.0
+            ),
+            "the last action is not paid for what it added: after it stands the final score": table(
+                added, last=lambda s: 0.0
+            ),
+            "the last action gets the whole score: what was paid before is paid twice": table(
+                added, last=lambda s: s[5]
+            ),
+            "after the last action stands the final score, not 0: in yours everything is taken back at the end": table(
+                added, last=lambda s: -s[4]
+            ),
+            "these are running scores, not what each action added": table(lambda s, t: s[t + 1]),
+            "the sign is flipped: an action that raised the score is paid": table(lambda s, t: -added(s, t)),
+            "everything is paid at the end: this is the terminal reward again": table(
+                lambda s, t: 0.0, last=lambda s: s[5]
+            ),
+        },
+    )
+
+
+def _prefixes(lengths: list[int], width: int) -> tuple[Tensor, list[int]]:
+    return torch.tensor([[1.0] * n + [0.0] * (width - n) for n in lengths]), lengths
+
+
+def _only_full_rows(wrong: Tensor, right: Tensor, lengths: list[int]) -> Tensor:
+    return torch.stack([w if n == wrong.shape[1] else r for w, r, n in zip(wrong, right, lengths)])
