@@ -1,6 +1,8 @@
 # Two commands matter: `make lab` opens the course, `make test` runs everything CI runs.
 PYTHON ?= python3
 RUN = .venv/bin/python
+# Waiting threads sleep: beside another busy program, threads that spin while they wait take ten times as long.
+export OMP_WAIT_POLICY = passive
 NBVAL = RLCOURSE_PROGRESS=0 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
     --nbval-sanitize-with=tests/sanitize.cfg --durations=5
 

@@ -12,7 +12,8 @@ def batch_mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
     returns, mask: [B, T] -> [B, T], 0 where masked.    b_t = sum_j mask_jt * returns_jt / sum_j mask_jt
 
     One's own return is inside, so the baseline depends on the action: with B rows of equal length the expected
-    gradient shrinks to (B - 1) / B of the true one. `leave_one_out_baseline` has no such bias.
+    gradient shrinks to (B - 1) / B of the true one; of unequal length, step t's part to 1 - (1 - (1 - q)^B) / (B * q),
+    where q is the probability that a row is still going on. `leave_one_out_baseline` has no such bias.
     """
     check_shapes(mask, returns=returns)
     sums, counts = torch.where(mask > 0, returns, 0).sum(0), mask.sum(0)

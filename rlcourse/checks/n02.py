@@ -42,6 +42,12 @@ def check_reinforce_loss(fn: Callable) -> None:
                 rows(lambda p, a: torch.tensor(p).exp().item() * a)
             ),
             "two sums are multiplied: each log-probability goes with its own advantage": total(apart),
+            "dimensions are mixed up: the sum is over a text (dimension 1), the mean over texts (0)": total(terms, 4),
+            "the advantages are missing: pay must weigh each log-probability": total(rows(lambda p, a: p)),
+            "two mistakes: the sign, and what stands after the end": -total(rows(lambda p, a: p * a, False)),
+            "two mistakes: what stands after the end, and a mean over positions": total(
+                rows(lambda p, a: p * a, False), 12
+            ),
         },
     )
 
@@ -55,12 +61,13 @@ def check_gradient_reaches(fn: Callable) -> None:
         torch.tensor(3.0),  # the count of a keyword
         torch.tensor(3.0, requires_grad=True),  # the same, silenced
         (third * 0).sum() + second.prod(),
-        (third * first.detach()).sum(),
+        third[0] * first.detach()[1],  # one entry of the gradient is 0
     ]
     right = torch.tensor([[1.0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]])
-    zero_counts, no_magnitude, graph = right.clone(), right.clone(), torch.zeros(5, 3)
+    zero_counts, no_magnitude, every_entry, graph = right.clone(), right.clone(), right.clone(), torch.zeros(5, 3)
     zero_counts[3, 2] = 1
     no_magnitude[0, 1] = 0
+    every_entry[4, 2] = 0
     graph[[0, 2, 3, 4]] = 1
     verdict(
         "exercise 02.2",
@@ -70,6 +77,7 @@ def check_gradient_reaches(fn: Callable) -> None:
         {
             "a gradient that is exactly 0 was counted: it moves nothing": zero_counts,
             "the entries of a gradient may cancel in a sum: look at their magnitude": no_magnitude,
+            "one entry other than 0 is enough: `any`, not `all`": every_entry,
             "gradients add up from loss to loss: `.backward()` adds to `.grad`, so clear it before each": right.cummax(
                 0
             ).values,
@@ -100,7 +108,12 @@ def check_broken_loss(fn: Callable) -> None:
         ]
         return torch.tensor(sign * sum(terms) / over)
 
-    mistakes = {"the sum over a text became a mean: divide by the number of texts only": total(over=4.0)}
+    raw = [logits[b, t, actions[b, t]].item() * scores[b].item() for b, n in enumerate(lengths) for t in range(n)]
+    mistakes = {
+        "the sum over a text became a mean: divide by the number of texts only": total(over=4.0),
+        "divided by all positions of the tensor: divide by the number of texts only": total(over=6.0),
+        "these are logits, not log-probabilities: `log_softmax` first": torch.tensor(-sum(raw) / 2),
+    }
     for which, masked, sign in itertools.product(paid, (True, False), (-1.0, 1.0)):
         after, flipped = "actions after the end are paid", "the sign is flipped"
         names = [name for name in (which, "" if masked else after, "" if sign < 0 else flipped) if name]

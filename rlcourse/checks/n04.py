@@ -18,7 +18,7 @@ def check_discounted_reward_to_go(fn: Callable) -> None:
         r = rewards.tolist()
         rows = [
             [
-                sum(g ** power(t, k) * r[b][k] for k in range(first(t), end(t) if end else n)) if t < n else 0.0
+                sum(g ** power(t, k) * r[b][k] for k in range(first(t), min(end(t), n) if end else n)) if t < n else 0.0
                 for t in range(5)
             ]
             for b, n in enumerate(lengths)
@@ -39,6 +39,10 @@ def check_discounted_reward_to_go(fn: Callable) -> None:
             "this is the total of the text at every action: leave out what was earned before": table(
                 power=lambda t, k: k, first=lambda t: 0
             ),
+            "this is the undiscounted total at every action: leave out what was earned before, discount the rest": table(
+                first=lambda t: 0, g=1.0
+            ),
+            "only one step ahead: the sum goes on to the end of the text": table(end=lambda t: t + 2),
             "the sum runs backwards: an action is paid for what comes from it on, not for what came before": table(
                 power=lambda t, k: t - k, first=lambda t: 0, end=lambda t: t + 1
             ),
@@ -60,14 +64,21 @@ def check_potential_shaping(fn: Callable) -> None:
     mask, lengths = _prefixes([5, 3, 1], 5)
 
     def table(
-        ahead: float = gamma, back: float = 1.0, masked: bool = True, wraps: bool = False, pays: float = 1.0
+        ahead: float = gamma,
+        back: float = 1.0,
+        masked: bool = True,
+        wraps: bool = False,
+        pays: float = 1.0,
+        step: int = 1,
+        last: float = 1.0,
     ) -> Tensor:
         result = torch.zeros(3, 5)
         for b, length in enumerate(lengths):
             end = length if masked else 5
             for t in range(end):
-                following = potentials[b, t + 1] if t + 1 < end else potentials[b, 0] if wraps else 0.0
-                result[b, t] = pays * rewards[b, t] + ahead * following - back * potentials[b, t]
+                other = potentials[b, t + step] if 0 <= t + step < end else potentials[b, 0] if wraps else 0.0
+                hint = ahead * other - back * potentials[b, t]
+                result[b, t] = pays * rewards[b, t] + (last if t + 1 == end else 1.0) * hint
         return result
 
     verdict(
@@ -88,6 +99,10 @@ def check_potential_shaping(fn: Callable) -> None:
             "the rewards themselves are gone: the hint comes on top of them": table(pays=0.0),
             "potentials after the end leak in: there Phi is 0": table(masked=False) * mask,
             "the mask is ignored: after the end nothing is paid": table(masked=False),
+            "this looks back, to Phi(s_{t-1}): action t leads to the state in which t + 1 is chosen": table(step=-1),
+            "the last action is not charged: after it Phi is 0, so it pays back all of - Phi(s_t)": table(last=0.0),
+            "roll wraps round, and what stands after the end leaks in: there Phi is 0": table(masked=False, wraps=True)
+            * mask,
             "roll wraps round: the last action of a full row sees the potential of its first state": _only_full_rows(
                 table(masked=False, wraps=True) * mask, table(), lengths
             ),
@@ -118,6 +133,8 @@ def check_next_token_gradient(fn: Callable) -> None:
             "this is the gradient of the likelihood: the factor pi(y) is missing, the chance of a right guess": table(
                 slope
             ),
+            "this is the gradient of the cross-entropy loss: turn its sign, leave out the mean over rows, and the factor "
+            "pi(y) is missing": table(lambda pi, y, v: -slope(pi, y, v) / 4),
             "the sign is flipped: this is the gradient of a loss, the reward is climbed": table(
                 lambda pi, y, v: -pi[y] * slope(pi, y, v)
             ),
@@ -158,6 +175,12 @@ def check_paid_as_it_grows(fn: Callable) -> None:
         {
             "one token late: action t is paid for what action t - 1 added, and the last action is never paid": table(
                 lambda s, t: added(s, t - 1) if t else 0.0
+            ),
+            "the last action is paid rightly, but all the others are still one token late": table(
+                lambda s, t: added(s, t - 1) if t else 0.0, last=lambda s: added(s, 4)
+            ),
+            "the sum is right now, but it is still paid one token late, with the rest on top at the end": table(
+                lambda s, t: added(s, t - 1) if t else 0.0, last=lambda s: added(s, 3) + added(s, 4)
             ),
             "one token early: action t is paid for what action t + 1 will add": table(
                 lambda s, t: added(s, t + 1), last=lambda s: 0.0

@@ -32,7 +32,8 @@ def my_next_token_gradient(logits, targets):
 
 # The buggy line subtracts the score before action t - 1 from the score before action t: that is what action t - 1
 # added. What action t added is the score *after* it minus the score before it, and after the last one stands the final
-# score. Now the rewards of a row add up to the score, which is the test to remember.
+# score. Now the rewards of a row add up to the score. A right sum is the first test, not the last one: paid one token
+# late, with the rest on top at the end, they add up too.
 def my_paid_as_it_grows(before, scores):
     after = torch.cat([before[:, 1:], scores[:, None]], dim=1)
     return after - before
