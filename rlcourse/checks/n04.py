@@ -39,7 +39,7 @@ def check_discounted_reward_to_go(fn: Callable) -> None:
             "this is the total of the text at every action: leave out what was earned before": table(
                 power=lambda t, k: k, first=lambda t: 0
             ),
-            "this is the undiscounted total at every action: leave out what was earned before, discount the rest": table(
+            "this is the undiscounted total at every action: leave out what was earned before, and discount": table(
                 first=lambda t: 0, g=1.0
             ),
             "only one step ahead: the sum goes on to the end of the text": table(end=lambda t: t + 2),
@@ -133,7 +133,7 @@ def check_next_token_gradient(fn: Callable) -> None:
             "this is the gradient of the likelihood: the factor pi(y) is missing, the chance of a right guess": table(
                 slope
             ),
-            "this is the gradient of the cross-entropy loss: turn its sign, leave out the mean over rows, and the factor "
+            "this is the gradient of the cross-entropy loss: turn its sign, take no mean over rows, and the factor "
             "pi(y) is missing": table(lambda pi, y, v: -slope(pi, y, v) / 4),
             "the sign is flipped: this is the gradient of a loss, the reward is climbed": table(
                 lambda pi, y, v: -pi[y] * slope(pi, y, v)

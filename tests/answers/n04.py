@@ -29,6 +29,8 @@ DISCOUNTED_REWARD_TO_GO = {
     "right too": lambda r, m, g: by_matrix(r, m, lambda ahead, k, t: g**ahead),
     "counts gamma from the beginning": lambda r, m, g: by_matrix(r, m, lambda ahead, k, t: (g**k).expand(5, 5)),
     "this is the total of the text": lambda r, m, g: (r * m * g ** torch.arange(5)).sum(1, keepdim=True) * m,
+    "this is the undiscounted total": lambda r, m, g: (r * m).sum(1, keepdim=True) * m,
+    "only one step ahead": lambda r, m, g: by_matrix(r, m, lambda ahead, k, t: (ahead < 2) * g ** ahead.clamp(0)),
     "the sum runs backwards": lambda r, m, g: by_matrix(r, m, lambda ahead, k, t: g**-ahead, torch.tril),
     "gamma is missing": lambda r, m, g: (r * m).flip(1).cumsum(1).flip(1) * m,
     "everything is discounted once too often": lambda r, m, g: g * backwards(r, m, g),
@@ -56,6 +58,10 @@ def shaped_by_columns(r, phi, m, g, phi_masked=True):
     return r + g * torch.nn.functional.pad(phi[:, 1:], (0, 1)) - phi
 
 
+def is_last(mask):
+    return mask.cumsum(1) * mask == mask.sum(1, keepdim=True)
+
+
 POTENTIAL_SHAPING = {
     "right": shaped,
     "right too": lambda r, phi, m, g: shaped_by_columns(r, phi, m, g) * m,
@@ -67,7 +73,10 @@ POTENTIAL_SHAPING = {
     "the rewards themselves are gone": lambda *a: shaped(*a, pays=0),
     "potentials after the end leak in": lambda *a: shaped_by_columns(*a, phi_masked=False) * a[2],
     "the mask is ignored": lambda *a: shaped_by_columns(*a, phi_masked=False),
-    "roll wraps round": lambda r, phi, m, g: (r + g * (phi * m).roll(-1, 1) - phi) * m,
+    "this looks back": lambda r, phi, m, g: (r + g * torch.nn.functional.pad(phi[:, :-1], (1, 0)) - phi) * m,
+    "the last action is not charged": lambda *a: torch.where(is_last(a[2]), a[0], shaped(*a)),
+    "roll wraps round, and": lambda r, phi, m, g: (r + g * phi.roll(-1, 1) - phi) * m,
+    "roll wraps round:": lambda r, phi, m, g: (r + g * (phi * m).roll(-1, 1) - phi) * m,
     "must be (3, 5), got (3, 4)": lambda *a: shaped(*a)[:, :4],
     "expected\n": lambda *a: shaped(*a) * 2,
 }
@@ -87,9 +96,16 @@ def by_formula(logits, targets, factor=None, sign=1, subtract=True):
     return sign * (chance if factor is None else factor(pi, chance)) * (right - pi if subtract else right)
 
 
+def cross_entropy_gradient(logits, targets):
+    z = logits.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(z, targets).backward()
+    return z.grad
+
+
 NEXT_TOKEN_GRADIENT = {
     "right": by_autograd,
     "right too": by_formula,
+    "gradient of the cross-entropy loss": cross_entropy_gradient,
     "gradient of the likelihood": lambda *a: by_formula(*a, factor=lambda pi, chance: 1),
     "the sign is flipped": lambda *a: by_formula(*a, sign=-1),
     "the factor is pi(v)": lambda *a: by_formula(*a, factor=lambda pi, chance: pi),
@@ -124,10 +140,20 @@ def with_last(before, scores, last):
     return result
 
 
+def late(before, scores):
+    return torch.diff(before, dim=1, prepend=before[:, :1])
+
+
 PAID_AS_IT_GROWS = {
     "right": growth,
     "right too": growth_by_loop,
-    "one token late": lambda before, scores: torch.diff(before, dim=1, prepend=before[:, :1]),
+    "one token late: action": late,
+    "all the others are still one token late": lambda before, scores: torch.cat(
+        [late(before, scores)[:, :-1], scores[:, None] - before[:, -1:]], dim=1
+    ),
+    "the sum is right now": lambda before, scores: (
+        late(before, scores) + torch.nn.functional.pad(scores[:, None] - before[:, -1:], (4, 0))
+    ),
     "one token early": lambda before, scores: torch.nn.functional.pad(growth(before, scores)[:, 1:], (0, 1)),
     "the last action is not paid": lambda before, scores: torch.diff(before, dim=1, append=before[:, -1:]),
     "the last action gets the whole score": lambda before, scores: with_last(before, scores, scores),

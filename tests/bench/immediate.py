@@ -6,24 +6,18 @@ keyword at the token that completes it, or at the end of the response. Nothing i
 these settings is in the files. `python tests/bench/immediate.py keyword` makes one of them.
 """
 
-import csv
 import dataclasses
-import datetime
-import platform
 import random
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-import transformers
+from study import write
 
 from rlcourse import baselines, data, gpt2, losses, returns, rewards, rnn
 from rlcourse.masking import masked_mean
 from rlcourse.reinforce import reinforce_update
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
 NEXT_TOKEN = dict(steps=200, batch=32, hidden=64, lr=5e-3, max_grad_norm=1.0, every=20, seeds=5, test_texts=200)
 LONGEST = dict(tokens=16, characters=48)  # later tokens of a text are cut off
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,'-"  # the line end is EOS
@@ -150,21 +144,6 @@ def keyword(paid_at: str, seed: int) -> list[dict]:
     return history
 
 
-def write(name: str, rows: list[dict], settings: dict) -> None:
-    """A CSV whose first lines say when, with what and how it was made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = [
-        f"tests/bench/immediate.py, {datetime.date.today()}, commit {commit}, {torch.get_num_threads()} threads",
-        f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
-        f"{settings}",
-    ]
-    with open(FOLDER / f"04_{name}.csv", "w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {line}\n" for line in about)
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
 def main() -> None:
     wanted = sys.argv[1:] or ["next_token", "keyword"]
     jobs = {}
@@ -183,7 +162,9 @@ def main() -> None:
             rows += [name | step for step in call()]
             print(name, {k: round(v, 3) for k, v in rows[-1].items() if isinstance(v, float)}, end=" ")
             print(f"{time.perf_counter() - begin:.0f} s", flush=True)
-            write(job, rows, settings)  # after every run, so that an interruption loses one
+            write(
+                f"04_{job}", rows, __file__, settings, ("transformers",)
+            )  # after every run, so that an interruption loses one
 
 
 if __name__ == "__main__":
