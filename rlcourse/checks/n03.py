@@ -42,8 +42,17 @@ def check_leave_one_out(fn: Callable) -> None:
             "the other prompts are mixed in: the mean runs over the K texts of one prompt": table(
                 lambda own, others, every: (sum(every) - own) / 11
             ),
+            "this is one mean over everything: each text needs the mean over the others of its own prompt": table(
+                lambda own, others, every: sum(every) / 12
+            ),
+            "the sum of the others is divided by P - 1, the number of other prompts": table(
+                lambda own, others, every: sum(others) / 2
+            ),
             "this is the advantage, return minus baseline: return the baseline": table(
                 lambda own, others, every: own - sum(others) / 3
+            ),
+            "this is return minus batch mean: return the baseline, and leave one's own return out of it": table(
+                lambda own, others, every: own - (own + sum(others)) / 4
             ),
         },
     )
@@ -72,6 +81,7 @@ def check_best_constant(fn: Callable) -> None:
         weights = p.tolist() if weigh else [0.2] * 5
         return torch.tensor(sum(w * returns[n, 0].item() for n, w in enumerate(weights)))
 
+    texts = [(p[n], (scores[n] * returns[n, :, None]).sum(0), scores[n].sum(0)) for n in range(5)]
     plain = sum(p[n] * returns[n, t] * scores[n, t] @ scores[n].sum(0) for n in range(5) for t in range(3))
     verdict(
         "exercise 03.2",
@@ -91,6 +101,13 @@ def check_best_constant(fn: Callable) -> None:
             "this is the expected return: near the best constant at times, but not the best": mean(True),
             "this is the plain average of the returns": mean(False),
             "the denominator is missing: divide by E|S|^2": plain,
+            "this is a mean of quotients: (5) is one mean divided by another": sum(
+                q * (g @ s) / (s @ s) for q, g, s in texts
+            ),
+            "each vector is averaged first: multiply the two of a text, then average over the texts": (
+                sum(q * g for q, g, s in texts) @ sum(q * s for q, g, s in texts)
+            )
+            / sum(q * s for q, g, s in texts).square().sum(),
             "the sign is flipped: the baseline is subtracted": -total(),
         },
     )
@@ -118,7 +135,7 @@ def check_loss_with_baseline(fn: Callable) -> None:
 
     def table(
         sign: float = -1.0, leak: float = 0.0, critic: float = 0.5, baseline: float = 1.0, counted: bool = True,
-        policy_over: int = 3, critic_over: int = 7, moves: float = 1.0,
+        policy_over: int = 3, critic_over: int = 7, moves: float = 1.0, pushes: float = 1.0,
     ) -> Tensor:  # fmt: skip
         total, on_logprobs, on_values = 0.0, torch.zeros(3, 4), torch.zeros(3, 4)
         for b, n in enumerate(lengths):
@@ -126,7 +143,7 @@ def check_loss_with_baseline(fn: Callable) -> None:
                 logprob, error = logprobs[b, t].item(), (values[b, t] - returns[b, t]).item()
                 advantage = returns[b, t].item() - baseline * values[b, t].item()
                 total += sign * logprob * advantage / policy_over + critic * error**2 / critic_over
-                on_logprobs[b, t] = sign * advantage / policy_over
+                on_logprobs[b, t] = pushes * sign * advantage / policy_over
                 on_values[b, t] = moves * 2 * critic * error / critic_over - sign * leak * logprob / policy_over
         return torch.stack([torch.tensor(total) * torch.ones(3, 4), on_logprobs, on_values])
 
@@ -141,6 +158,11 @@ def check_loss_with_baseline(fn: Callable) -> None:
             "the wrong half is detached: the values learn from the policy's loss, not from their own": table(
                 leak=1.0, moves=0.0
             ),
+            "the log-probabilities are detached, so nothing moves the policy: detach the advantages": table(
+                pushes=0.0, leak=1.0
+            ),
+            "the value loss lost its 1/2: the number must stay the same": table(critic=1.0),
+            "the value loss is divided by the rows: it is a mean over the actions that count": table(critic_over=3),
             "the value loss is gone, and with it what teaches the baseline": table(critic=0.0),
             "the baseline is gone: returns are used as they are": table(baseline=0.0),
             "the sign of the policy's part is flipped: a loss is minimised": table(sign=1.0),
@@ -173,6 +195,12 @@ def check_text_weights(fn: Callable) -> None:
         {
             "the weight is upside down: new over old, since the old policy wrote the text": table(math.prod, sign=-1.0),
             "the mask is ignored: what comes after the end was not written": table(math.prod, counted=False),
+            "the ratio after the end is set to 0, and the product with it: it must be 1": table(
+                lambda r: math.prod(r) if len(r) == 4 else 0.0
+            ),
+            "log-probabilities are divided by each other: the ratio is exp of their difference": torch.tensor(
+                [(logprobs[b, :n].sum() / old_logprobs[b, :n].sum()).item() for b, n in enumerate(lengths)]
+            ),
             "the ratios are added up: a text's probability is a product": table(sum),
             "this is the mean ratio of the tokens, not the ratio of the texts": table(lambda r: sum(r) / len(r)),
             "this is the logarithm of the weight: exp is missing": table(lambda r: math.log(math.prod(r))),

@@ -20,7 +20,10 @@ LEAVE_ONE_OUT = {
     "one's own return is still in the sum": lambda x: x.sum(1, keepdim=True).expand(3, 4) / 3,
     "runs over the other prompts": lambda x: (x.sum(0) - x) / 2,
     "the other prompts are mixed in": lambda x: (x.sum() - x) / (x.numel() - 1),
+    "one mean over everything": lambda x: x.mean().expand(3, 4),
+    "divided by P - 1": lambda x: (x.sum(1, keepdim=True) - x) / (len(x) - 1),
     "this is the advantage": lambda x: x - others_by_loop(x),
+    "this is return minus batch mean": lambda x: x - x.mean(1, keepdim=True),
     "must be (3, 4), got (3, 1)": lambda x: x.mean(1, keepdim=True),
     "expected\n": lambda x: others_by_loop(x).flip(1),
 }
@@ -54,6 +57,12 @@ BEST_CONSTANT = {
     "the plain average": lambda s, r, p: r[:, 0].mean(),
     "the denominator is missing": lambda s, r, p: best_constant(s, r, p) * (p * s.sum(1).square().sum(1)).sum(),
     "the sign is flipped": lambda *args: -best_constant(*args),
+    "this is a mean of quotients": lambda s, r, p: sum(
+        p[n] * best_constant(s[n].expand(5, 3, 4), r[n].expand(5, 3), p) for n in range(5)
+    ),
+    "each vector is averaged first": lambda s, r, p: (
+        ((p @ (s * r[..., None]).sum(1)) @ (p @ s.sum(1))) / (p @ s.sum(1)).norm() ** 2
+    ),
     "must be (), got (4,)": lambda s, r, p: (
         (p[:, None] * (s * r[..., None]).sum(1) * s.sum(1)).sum(0) / (p[:, None] * s.sum(1) ** 2).sum(0)
     ),
@@ -81,6 +90,11 @@ LOSS_WITH_BASELINE = {
     "a gradient flows through the baseline": lambda p, r, v, m: loss(p, r, v, m, in_policy=v),
     "nothing moves the values any more": lambda p, r, v, m: loss(p, r, v.detach(), m),
     "the wrong half is detached": lambda p, r, v, m: loss(p, r, v, m, in_policy=v, in_critic=v.detach()),
+    "the log-probabilities are detached": lambda p, r, v, m: (
+        loss(p.detach(), r, v, m, in_policy=v, critic=0) + loss(p.detach() * 0, r, v, m)
+    ),
+    "lost its 1/2": lambda p, r, v, m: loss(p, r, v, m, critic=1),
+    "divided by the rows": lambda p, r, v, m: loss(p, r, v, m, critic=0.5 * 7 / 3),
     "the value loss is gone": lambda p, r, v, m: loss(p, r, v, m, critic=0),
     "the baseline is gone": lambda p, r, v, m: loss(p, r, v, m, in_policy=torch.zeros(3, 4)),
     "the sign of the policy's part is flipped": lambda p, r, v, m: loss(p, r, v, m, sign=1),
@@ -110,13 +124,15 @@ TEXT_WEIGHTS = {
     "right too": lambda p, q, m: torch.where(m == 1, ratios(p, q), torch.ones(())).prod(1),
     "the weight is upside down": lambda p, q, m: weight_by_loop(p, q, m, sign=-1),
     "the mask is ignored": lambda p, q, m: weight_by_loop(p, q, torch.ones(m.shape)),
+    "the ratio after the end is set to 0": lambda p, q, m: (ratios(p, q) * m).prod(1),
+    "log-probabilities are divided by each other": lambda p, q, m: (p * m).sum(1) / (q * m).sum(1),
     "the ratios are added up": lambda p, q, m: (ratios(p, q) * m).sum(1),
     "the mean ratio of the tokens": lambda p, q, m: (ratios(p, q) * m).sum(1) / m.sum(1),
     "exp is missing": lambda p, q, m: (p * m).sum(1) - (q * m).sum(1),
     "the length is divided out": lambda p, q, m: weight_by_loop(p, q, m) ** (1 / m.sum(1)),
     "the ratio of the last token only": lambda p, q, m: ratios(p, q)[torch.arange(3), m.sum(1).long() - 1],
     "must be (3,), got (3, 4)": lambda p, q, m: ratios(p, q) * m,
-    "expected\n": lambda p, q, m: (ratios(p, q) * m).prod(1),
+    "expected\n": lambda p, q, m: weight_by_loop(p, q, m) + 1,
 }
 
 EXERCISES = {

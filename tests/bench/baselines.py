@@ -6,21 +6,16 @@ is the exact J of the task without the bonus, `variance` the exact total varianc
 the baseline as it is at that step; the batch's own baselines have none that does not depend on the batch.
 """
 
-import csv
-import datetime
 import math
-import platform
-import subprocess
-from pathlib import Path
 
 import torch
+from study import write
 
 from rlcourse import baselines, envs
 from rlcourse.plotting import progress
 from rlcourse.reinforce import reinforce_update
 from rlcourse.returns import discounted_returns
 
-FILE = Path(__file__).parents[2] / "notebooks" / "03_baselines.csv"
 SETTINGS = dict(steps=100, batch=8, lr=2.0, value_lr=3.0, seeds=10, bonuses=(0, 3), every=5)
 VARIANTS = ("total return", "reward-to-go", "batch mean", "leave-one-out", "learned value", "exact V", "optimal")
 
@@ -103,23 +98,13 @@ def measure(mdp: envs.TokenMDP, policy, variant: str, listed: torch.Tensor | Non
 
 
 def main() -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = [
-        f"tests/bench/baselines.py, {datetime.date.today()}, commit {commit}, {torch.get_num_threads()} threads",
-        f"python {platform.python_version()}, torch {torch.__version__}",
-        f"{SETTINGS}",
-    ]
     runs = [(b, v, i) for b in SETTINGS["bonuses"] for v in VARIANTS for i in range(SETTINGS["seeds"])]
     rows = [
         dict(bonus=bonus, variant=variant, seed=seed) | row
         for bonus, variant, seed in progress(runs)
         for row in train(seed, variant, bonus)
     ]
-    with open(FILE, "w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {line}\n" for line in about)
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write("03_baselines", rows, __file__, SETTINGS)
 
 
 if __name__ == "__main__":

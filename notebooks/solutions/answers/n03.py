@@ -16,8 +16,8 @@ def my_best_constant(scores, returns, p):
     return (p @ (estimate * taken_away).sum(1)) / (p @ (taken_away**2).sum(1))
 
 
-# The policy's loss must not move the values, or it drives them up by the entropy, equation (15). The detach belongs on the
-# advantages. The value loss keeps its gradient: it is what teaches the forecast.
+# The policy's loss must not move the values, or it drives them up by the entropy, equation (15). The detach belongs on
+# the advantages. The value loss keeps its gradient: it is what teaches the forecast.
 def my_loss(logprobs, returns, values, mask):
     advantages = (returns - values).detach()
     policy_loss = -(logprobs * advantages * mask).sum() / len(mask)
