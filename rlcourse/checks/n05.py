@@ -24,14 +24,27 @@ def check_token_ratio(fn: Callable) -> None:
         end = t + 1 if end is None else end
         return math.exp(sum(new[b][:end]) - sum(old[b][:end]))
 
+    def with_gradient(*args):
+        """fn's ratios; minus infinity where they are numbers but their gradient is not."""
+        ratio = fn(*args)
+        if isinstance(ratio, Tensor) and ratio.requires_grad and ratio.isfinite().all():
+            (gradient,) = torch.autograd.grad(ratio.sum(), args[0], retain_graph=True)
+            if ratio.shape == mask.shape:
+                ratio = torch.where(gradient.isnan() & (ratio == 1), -math.inf, ratio)
+        return ratio
+
     verdict(
         "exercise 05.1",
-        fn,
+        with_gradient,
         (logprobs.requires_grad_(), old_logprobs, mask),
         table(lambda b, t: math.exp(new[b][t]) / math.exp(old[b][t])),
         {
             "nan where the mask is 0: minus infinity minus minus infinity; choose with torch.where before you "
             "exponentiate": table(lambda b, t: math.exp(new[b][t] - old[b][t]), math.nan),
+            "the numbers are right, but their gradient is nan behind the mask: torch.where sends 0 back into the "
+            "side it did not choose, and 0 times nan is nan; choose before you exponentiate": table(
+                lambda b, t: math.exp(new[b][t] - old[b][t]), -math.inf
+            ),
             "0 where the mask is 0: nothing was chosen there and nothing has moved, so the ratio is 1": table(
                 lambda b, t: math.exp(new[b][t] - old[b][t]), 0.0
             ),
@@ -77,6 +90,15 @@ def check_clip_gradient(fn: Callable) -> None:
             "zero everywhere outside the clip range: that is the clip without the min; what moved the wrong way must "
             "be pushed back": table(inside),
             "never zero: what has moved far enough the right way gets no more push": table(lambda r, a: True),
+            "this is the surrogate itself: asked is its derivative": table(
+                lambda r, a: True, lambda r, a: min(r * a, min(max(r, 1 - eps), 1 + eps) * a)
+            ),
+            "zero where nothing is clipped: inside the range both terms are ratio * A, and so is the derivative": table(
+                lambda r, a: right(r, a) and not inside(r, a)
+            ),
+            "the push is clipped too: where it is not zero the unclipped term counts, so it is ratio * A": table(
+                right, lambda r, a: min(max(r, 1 - eps), 1 + eps) * a
+            ),
             "the two flat cases are the wrong ones: zero belongs to what moved the right way, good and likelier or bad "
             "and less likely": table(lambda r, a: inside(r, a) or right(r, a) is False),
             "the derivative by the ratio: by the log-probability there is a factor ratio more": table(
@@ -191,7 +213,9 @@ def check_several_steps(fn: Callable) -> None:
                 flat=lambda r, a: (a < 0 and r > 1 + eps) or (a > 0 and r < 1 - eps)
             ),
             "only one step is taken": run(steps=1),
-            "one step is missing": run(steps=steps - 1),
+            "one step is missing: the loop is too short, or old_logprobs carry a gradient that cancels the first": run(
+                steps=steps - 1
+            ),
             "the steps go downhill: add the gradient of the surrogate, or subtract that of the loss": run(sign=-1.0),
             "a sum where the mean over the batch was asked for": run(scale=len(actions)),
             "clip_eps is ignored: it is an argument, not always 0.2": run(eps=0.2),

@@ -11,6 +11,7 @@ TOKEN_RATIO = {
     "right": lambda p, q, m: torch.exp(torch.where(m == 1, p - q, torch.zeros(()))),
     "right too": lambda p, q, m: torch.where(m.bool(), p.exp() / q.exp().clamp(min=1e-30), torch.ones(())),
     "nan where the mask is 0": lambda p, q, m: torch.exp((p - q) * m),
+    "their gradient is nan": lambda p, q, m: torch.where(m == 1, torch.exp(p - q), torch.ones(())),
     "0 where the mask is 0": lambda p, q, m: torch.where(m == 1, torch.exp(p - q), torch.zeros(())),
     "the ratio is upside down": lambda p, q, m: torch.exp(safe(q - p, m)),
     "the exponential is missing": lambda p, q, m: safe(p - q, m),
@@ -49,6 +50,9 @@ CLIP_GRADIENT = {
     "right too": by_autograd,
     "zero everywhere outside": lambda r, a, eps: r * a * ((r >= 1 - eps) & (r <= 1 + eps)),
     "never zero": lambda r, a, eps: r * a,
+    "this is the surrogate itself": lambda r, a, eps: torch.minimum(r * a, r.clamp(1 - eps, 1 + eps) * a),
+    "zero where nothing is clipped": lambda r, a, eps: torch.where(r * a < r.clamp(1 - eps, 1 + eps) * a, r * a, 0),
+    "the push is clipped too": lambda r, a, eps: r.clamp(1 - eps, 1 + eps) * a * (gradient(r, a, eps, done) != 0),
     "the two flat cases are the wrong ones": lambda *x: gradient(
         *x, lambda r, a, eps: (r > 1 + eps and a < 0) or (r < 1 - eps and a > 0)
     ),

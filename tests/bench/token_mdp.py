@@ -1,7 +1,7 @@
 """The study behind notebook 05: `python tests/bench/token_mdp.py` writes notebooks/05_token_mdp.csv.
 
-Ten seeds of the notebook's own loop on the token MDP with a KL price, and ten seeds each of five variants that differ
-from it in the one or two settings named in `VARIANTS`. All see the same number of texts. Every second iteration is
+Ten seeds of the notebook's own loop on the token MDP with a KL price, and ten seeds each of six variants that differ
+from it in the settings named in `VARIANTS`. All see the same number of texts. Every second iteration is
 kept, measured exactly: the share of the gap J_beta(pi*) - J_beta(pi_ref) that is closed, and KL(pi || pi*) in nats.
 """
 
@@ -21,6 +21,7 @@ VARIANTS = {
     "ppo": dict(),
     "constant rate": dict(falling=False),
     "one step": dict(epochs=1, minibatches=1),
+    "one step, rate x 4": dict(epochs=1, minibatches=1, lr=4 * SETTINGS["lr"]),
     "10 epochs": dict(epochs=10),
     "10 epochs, no clip": dict(epochs=10, clip_eps=NO_CLIP),
     "10 epochs, no clip, KL stop": dict(epochs=10, clip_eps=NO_CLIP, target_kl=0.02),
@@ -36,7 +37,7 @@ def pairs(actions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return hit
 
 
-def train(seed: int, falling: bool = True, **config) -> tuple[list[dict], float]:
+def train(seed: int, lr: float = SETTINGS["lr"], falling: bool = True, **config) -> tuple[list[dict], float]:
     """One run: one dict of exact measurements per kept iteration, and its seconds."""
     torch.manual_seed(seed)
     mdp, s, cfg = TokenMDP(3, 4, pairs, eos=2), SETTINGS, PPOConfig(**dict(epochs=4, minibatches=4) | config)
@@ -45,7 +46,7 @@ def train(seed: int, falling: bool = True, **config) -> tuple[list[dict], float]
         ref_policy.logits_table.copy_(torch.tensor(REFERENCE, dtype=torch.float64).log())
         policy.logits_table.copy_(ref_policy.logits_table[ref_policy.rows])
     best = mdp.optimal_policy(ref_policy, s["kl_coef"])
-    optimizer = torch.optim.Adam(policy.parameters(), lr=s["lr"])
+    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0 if falling else 1.0, s["iterations"])
 
     @torch.no_grad()
