@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from rlcourse.control import EnvSampler, MLPPolicy, Steps, episode_returns
+from rlcourse.masking import masked_whiten
 from rlcourse.ppo import PPOConfig, ppo_update
+from rlcourse.reinforce import reinforce_update
 from rlcourse.returns import gae
 
 CARTPOLE = "CartPole-v1"
@@ -314,3 +316,25 @@ def test_the_first_policy_is_nearly_uniform_and_its_weights_orthogonal():
             wide = layer.weight if layer.out_features <= layer.in_features else layer.weight.T
             torch.testing.assert_close(wide @ wide.T, scale**2 * torch.eye(len(wide)), rtol=0, atol=1e-5 * scale**2)
             assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize("method", ["reinforce", "ppo"])
+def test_the_updates_written_for_texts_balance_a_pole(method):
+    """Over seeds 0 to 7 the last twenty episodes were 4 to 19 times as long as the first twenty."""
+    torch.manual_seed(1)
+    sampler = EnvSampler("CartPole-v1", num_envs=8, seed=1)
+    policy, episodes = MLPPolicy(sampler.obs_size, sampler.num_actions), []
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3 if method == "reinforce" else 1e-3)
+    for _ in range(100 if method == "reinforce" else 80):
+        steps = sampler.sample(policy, 64 if method == "reinforce" else 32, 0.98)
+        rollout = steps.rollout
+        advantages, returns = gae(
+            steps.rewards, rollout.values, rollout.mask, 0.98, 0.9, steps.last_values, steps.dones
+        )
+        if method == "reinforce":  # its loss is a sum over a row's actions: a row has 64 here
+            advantages = masked_whiten(advantages, rollout.mask) / 64
+            reinforce_update(policy, optimizer, rollout, advantages, returns, max_grad_norm=0.5)
+        else:
+            ppo_update(policy, optimizer, rollout, advantages, returns, PPOConfig(epochs=10, minibatches=1))
+        episodes += steps.episode_returns
+    assert sum(episodes[-20:]) > 3 * sum(episodes[:20])
