@@ -224,6 +224,7 @@ class TabularPolicy(nn.Module):
 
     def start(self, inputs: Tensor) -> Tensor:
         """The state after the prompts [B, P] -> [B]."""
+        _check_tokens(self.vocab_size, inputs=inputs)
         state = inputs.new_zeros(len(inputs))
         for tokens in inputs.unbind(1):
             state = self.append(state, tokens)
@@ -257,6 +258,7 @@ class TabularPolicy(nn.Module):
         if inputs.shape[1] + actions.shape[1] > self.horizon:
             raise ValueError(f"inputs and actions must be {self.horizon} tokens together at most, "
                              f"got {inputs.shape[1]} and {actions.shape[1]}")  # fmt: skip
+        _check_tokens(self.vocab_size, inputs=inputs, actions=actions)
         return _states(inputs, actions, self.vocab_size)
 
 
@@ -268,6 +270,12 @@ def _states(inputs: Tensor, actions: Tensor, vocab_size: int) -> Tensor:
             states.append(state)
         state = state * vocab_size + tokens + 1
     return torch.stack(states, dim=1)
+
+
+def _check_tokens(vocab_size: int, **tokens: Tensor) -> None:
+    for name, x in tokens.items():
+        if ((x < 0) | (x >= vocab_size)).any():
+            raise ValueError(f"{name} must hold tokens 0 to {vocab_size - 1}, got {x.min()} to {x.max()}")
 
 
 def _forget_first(state: Tensor, vocab_size: int) -> Tensor:

@@ -48,6 +48,10 @@ class RNNPolicy(nn.Module):
         return (logprobs, values, -(log_pi.exp() * log_pi).sum(-1)) if with_entropy else (logprobs, values)
 
     def _with_start(self, tokens: Tensor) -> Tensor:
+        if tokens.device.type == "cpu" and ((tokens < 0) | (tokens >= self.vocab_size)).any():
+            raise ValueError(
+                f"inputs and actions must hold tokens 0 to {self.vocab_size - 1}, got {tokens.min()} to {tokens.max()}"
+            )
         return torch.cat([tokens.new_full((len(tokens), 1), self.vocab_size), tokens], dim=1)
 
     def _outputs(self, inputs: Tensor, actions: Tensor) -> Tensor:

@@ -595,3 +595,14 @@ def test_evaluate_names_texts_that_do_not_fit(P, T, B):
 def test_a_text_longer_than_the_horizon_cannot_be_sampled():
     with pytest.raises(ValueError, match="a text may have 3 tokens at most, its prompt included"):
         envs.sample_tokens(TabularPolicy(2, 3), torch.zeros(2, 1, dtype=torch.long), 3)
+
+
+@pytest.mark.parametrize("token", [-1, 3])
+def test_tokens_outside_the_vocabulary_are_no_state(token):
+    """They would land in another state's number."""
+    policy, good, bad = TabularPolicy(3, 4), torch.tensor([[1]]), torch.tensor([[token]])
+    for inputs, actions, name in ((bad, good, "inputs"), (good, bad, "actions")):
+        with pytest.raises(ValueError, match=f"{name} must hold tokens 0 to 2, got {token} to {token}"):
+            policy.evaluate(inputs, actions)
+    with pytest.raises(ValueError, match="inputs must hold tokens 0 to 2"):
+        policy.start(bad)

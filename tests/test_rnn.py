@@ -150,3 +150,14 @@ def test_evaluate_names_wrong_shapes(policy, inputs, actions):
     for function in (policy.evaluate, policy.logits):
         with pytest.raises(ValueError, match=message):
             function(*tokens)
+
+
+@pytest.mark.parametrize("token", [-1, 3])
+def test_tokens_outside_the_vocabulary_are_named(token):
+    """Token V would be taken for the start token."""
+    with pytest.raises(
+        ValueError, match=f"must hold tokens 0 to 2, got 1 to {token}" if token > 1 else f"got {token} to 1"
+    ):
+        RNNPolicy(3, 4).evaluate(torch.tensor([[token, 1]]), torch.tensor([[1, 0]]))
+    with pytest.raises(ValueError, match="must hold tokens 0 to 2"):
+        RNNPolicy(3, 4).start(torch.tensor([[token]]))
