@@ -92,7 +92,7 @@ class EnvSampler:
             if done.any():
                 finished += self._totals[done].tolist()
                 self._totals[done] = 0
-            if cut_off := [i for i in np.flatnonzero(truncated & ~terminated)]:
+            if cut_off := np.flatnonzero(truncated & ~terminated).tolist():
                 ends = self._tensor(np.stack([info["final_obs"][i] for i in cut_off]))
                 reward[cut_off] += gamma * policy.predict(ends)[1].numpy()
             columns.append((observations, action[:, 0], log_pi.gather(-1, action)[:, 0], values,
