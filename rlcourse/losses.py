@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from rlcourse.masking import check_shapes, masked_mean
 
@@ -119,6 +120,24 @@ def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, clip_eps
     _check_clip_eps(clip_eps)
     ratio = _log_ratio(logprobs, old_logprobs, mask).exp()
     return masked_mean(((ratio - 1).abs() > clip_eps).float(), mask)
+
+
+def bradley_terry_loss(preferred: Tensor, rejected: Tensor, probability: Tensor | None = None) -> Tensor:
+    """Minus the mean log-likelihood of comparisons under P(a beats b) = sigmoid(score_a - score_b).
+
+    preferred, rejected: [N] scores -> scalar. probability: [N], how likely people are to prefer the first (1 if left
+    out): a soft label, so that where raters disagree the model is asked to be unsure too. Bradley and Terry (1952).
+    """
+    check = {"preferred": preferred, "rejected": rejected} | (
+        {} if probability is None else {"probability": probability}
+    )
+    for name, x in check.items():
+        if x.ndim != 1 or x.shape != preferred.shape:
+            raise ValueError(f"{name} must be [N] as preferred {tuple(preferred.shape)} is, got {tuple(x.shape)}")
+    margin = preferred - rejected
+    if probability is None:
+        return -logsigmoid(margin).mean()
+    return -(probability * logsigmoid(margin) + (1 - probability) * logsigmoid(-margin)).mean()
 
 
 def _log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:

@@ -20,10 +20,14 @@ ALLOWED = {
     "rnn": set(),
     "ppo": {"losses", "masking", "rollout"},
     "gpt2": {"rollout"},
-    "rewards": set(),
+    "words": set(),
+    "rewards": {"words"},
     "data": set(),
     "pretrain": {"gpt2", "data"},
     "plotting": set(),
+    "preferences": {"data"},
+    "reward_model": {"gpt2", "losses", "plotting", "preferences"},
+    "bag_of_words": set(),
 }
 ALLOWED["checks"] = set(ALLOWED) - {"__init__"}
 
