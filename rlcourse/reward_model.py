@@ -63,8 +63,9 @@ class RewardModel(nn.Module):
         """One number for each text, [N], with its gradient; a text longer than the context is cut at its end."""
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts must be a list of at least one string, got {texts!r}")
-        eos, context = self.tokenizer.eos_token_id, self.trunk.config.get_text_config().max_position_embeddings
-        rows = [self.tokenizer(text, truncation=True, max_length=context - 1)["input_ids"] + [eos] for text in texts]
+        eos, config = self.tokenizer.eos_token_id, self.trunk.config.get_text_config()
+        room = (getattr(config, "max_position_embeddings", None) or 2**31) - 1  # one place is the EOS's
+        rows = [self.tokenizer(text, truncation=True, max_length=room)["input_ids"] + [eos] for text in texts]
         width, device = max(map(len, rows)), self.head.weight.device
         # padding stands on the right: no token looks ahead, so it changes nothing and needs no mask
         ids = torch.tensor([row + [eos] * (width - len(row)) for row in rows], device=device)
