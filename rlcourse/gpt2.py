@@ -1,6 +1,7 @@
 """GPT-2, or any Hugging Face causal language model, as a policy with a value head."""
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -83,8 +84,11 @@ class GPT2Policy(nn.Module):
         config = self.lm.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or 2**31
 
-    def encode(self, prompts: list[str], temperature: float = 1.0) -> Prompts:
-        """Prompts exactly as the tokenizer encodes them, padded on the left, on the policy's device."""
+    def encode(self, prompts: list[str], temperature: float = 1.0, blocked: Collection[int] | None = None) -> Prompts:
+        """Prompts exactly as the tokenizer encodes them, padded on the left, on the policy's device.
+
+        blocked: ids of tokens which no response may hold; EOS, without which none could end, is not among them.
+        """
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts must be a list of at least one string, got {prompts!r}")
         if not temperature > 0:
@@ -96,12 +100,48 @@ class GPT2Policy(nn.Module):
         padded = [[self.tokenizer.eos_token_id] * (width - len(row)) + row for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         scale = torch.full((len(rows),), float(temperature), device=device)
-        return Prompts(torch.tensor(padded, device=device), torch.tensor(mask, device=device), scale)
+        forbidden = None if blocked is None else self._blocked_row(blocked).to(device).expand(len(rows), -1)  # [B, V]
+        return Prompts(torch.tensor(padded, device=device), torch.tensor(mask, device=device), scale, forbidden)
+
+    def _blocked_row(self, blocked: Collection[int]) -> Tensor:
+        V, eos = self.lm.config.get_text_config().vocab_size, self.tokenizer.eos_token_id
+        expected = f"blocked must be a list of token ids, whole numbers from 0 to {V - 1}, got"
+        if not isinstance(blocked, Collection):
+            raise ValueError(f"{expected} {type(blocked).__name__}")
+        for token in blocked:
+            if type(token) is not int or not 0 <= token < V:
+                raise ValueError(f"{expected} one with {token!r} in it")
+        if eos in blocked:
+            raise ValueError(f"blocked holds {eos}, the id of EOS, so a response could never end")
+        return torch.zeros(V, dtype=torch.bool).index_fill(0, torch.tensor(list(blocked), dtype=torch.long), True)
+
+    def encode_responses(self, texts: list[str], end: bool = True) -> tuple[Tensor, Tensor]:
+        """Texts as the actions that would write them, the other way round than `response_texts`.
+
+        -> actions [B, T] token ids, mask [B, T]. With `end`, EOS follows each text and counts; what comes after holds
+        EOS and is masked. T is at least 1. Raises ValueError when a text is longer than the context, or holds EOS
+        already and is to get another.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"texts must be a list of at least one string, got {texts!r}")
+        eos, device = self.tokenizer.eos_token_id, self.value_head.weight.device
+        rows = [list(row) for row in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        for i, row in enumerate(rows):
+            if end and eos in row:
+                raise ValueError(f"text {i} holds {self.tokenizer.eos_token!r}, which is put after it anyway")
+            row += [eos] * end
+            if len(row) > self.context:
+                raise ValueError(f"text {i} has {len(row)} tokens, more than the model's context of {self.context}")
+        width = max(1, *map(len, rows))
+        actions = torch.tensor([row + [eos] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1.0] * len(row) + [0.0] * (width - len(row)) for row in rows], device=device)
+        return actions, mask
 
     def evaluate(self, inputs: Prompts, actions: Tensor, with_entropy: bool = False) -> tuple[Tensor, ...]:
         """Score given actions: log pi(action_t | prompt, actions before t) at the sampling temperature, and V.
 
         actions: [B, T] -> logprobs, values and, if asked for, entropies: [B, T], float32, in nats.
+        A token that `inputs` blocks has log-probability -inf, and the others share its part.
         """
         logits, values = self._forward(inputs, actions)
         log_pi = logits.log_softmax(-1)  # [B, T, V]
@@ -111,7 +151,7 @@ class GPT2Policy(nn.Module):
         return logprobs, values, -(log_pi.exp() * log_pi.clamp(min=-1e9)).sum(-1)  # a forbidden token adds 0 * -1e9
 
     def logits(self, inputs: Prompts, actions: Tensor) -> Tensor:
-        """[B, T, V] float32: what each action was drawn from, divided by the temperature already."""
+        """[B, T, V] float32: what each action was drawn from, tempered already, with -inf for blocked tokens."""
         return self._forward(inputs, actions)[0]
 
     def _forward(self, inputs: Prompts, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +162,7 @@ class GPT2Policy(nn.Module):
         output = self._run(
             input_ids=ids, attention_mask=mask, position_ids=_positions(mask), logits_to_keep=T, use_cache=False
         )
-        return _scaled(output.logits, inputs.temperature), self._values(output.hidden_states[-1][:, -T:])
+        return _scaled(output.logits, inputs), self._values(output.hidden_states[-1][:, -T:])
 
     def _run(self, **kwargs):
         with torch.autocast(self.value_head.weight.device.type, self.dtype, enabled=self.autocasts):
@@ -142,8 +182,10 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
-    return logits.float() / temperature[:, None, None]
+def _scaled(logits: Tensor, inputs: Prompts) -> Tensor:
+    """What is sampled from and scored alike: logits at the temperature, -inf where a token is blocked."""
+    logits = logits.float() / inputs.temperature[:, None, None]  # [B, T, V]
+    return logits if inputs.blocked is None else logits.masked_fill(inputs.blocked[:, None], -torch.inf)
 
 
 @torch.no_grad()
@@ -153,16 +195,18 @@ def sample_responses(
     max_new_tokens: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    blocked: Collection[int] | None = None,
 ) -> Rollout:
     """Sample one response per prompt from softmax(logits / temperature), with nothing cut off (no top-k, no top-p).
 
     -> Rollout with actions [B, T], T <= max_new_tokens. A row ends with EOS, an action that counts; after it actions
     hold EOS and mask, old_logprobs and values are 0. Log-probabilities and values come out of the sampling pass
     itself; only under autocast are they computed again by `evaluate`, since there the two differ.
-    generator: on the policy's device; without it torch's global one is used.
+    generator: on the policy's device; without it torch's global one is used. blocked: ids of tokens that no response
+    may hold; `rollout.inputs` keeps them, so that policy and reference score exactly what was sampled.
     Raises ValueError when a prompt gives no token or prompt and response together exceed the model's context.
     """
-    inputs = policy.encode(prompts, temperature)
+    inputs = policy.encode(prompts, temperature, blocked)
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
     if inputs.ids.shape[1] + max_new_tokens > policy.context:
@@ -182,7 +226,7 @@ def sample_responses(
         )  # fmt: skip
         if (cache := getattr(output, "past_key_values", None)) is None:
             raise ValueError(f"{type(policy.lm).__name__} keeps no past_key_values; sampling needs such a cache")
-        logprobs = _scaled(output.logits, inputs.temperature)[:, -1].log_softmax(-1)  # [B, V]
+        logprobs = _scaled(output.logits, inputs)[:, -1].log_softmax(-1)  # [B, V]
         action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # [B, 1]
         action = torch.where(alive[:, None] > 0, action, eos)
         columns.append(

@@ -12,11 +12,13 @@ class Prompts:
     """What GPT-2's actions are conditioned on, the sampling temperature included.
 
     ids: [B, P] token ids, padded on the left. mask: [B, P], 1 = a real token. temperature: [B], each above 0.
+    blocked: [B, V] bool or None, True = this token is never sampled and has probability 0 when scored.
     """
 
     ids: Tensor
     mask: Tensor
     temperature: Tensor
+    blocked: Tensor | None = None
 
     def __post_init__(self):
         if self.ids.ndim != 2 or self.mask.shape != self.ids.shape or self.temperature.shape != self.ids.shape[:1]:
@@ -24,16 +26,27 @@ class Prompts:
             raise ValueError(f"ids and mask must be [B, P] and temperature [B], got {shapes}")
         if self.temperature.device.type == "cpu" and not (self.temperature > 0).all():
             raise ValueError(f"temperature must be positive, got {self.temperature.tolist()}")
+        if (blocked := self.blocked) is None:
+            return
+        if blocked.dtype != torch.bool or blocked.ndim != 2 or len(blocked) != len(self.ids):
+            raise ValueError(
+                f"blocked must be [{len(self.ids)}, V] of torch.bool, got {tuple(blocked.shape)} of {blocked.dtype}"
+            )
+        if blocked.device.type == "cpu" and blocked.all(1).any():
+            raise ValueError(f"blocked leaves row {int(blocked.all(1).nonzero()[0])} no token to sample")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, i) -> "Prompts":
         i = [i] if isinstance(i, int) else i
-        return Prompts(self.ids[i], self.mask[i], self.temperature[i])
+        return self._apply(lambda x: x[i])
 
     def to(self, device) -> "Prompts":
-        return Prompts(self.ids.to(device), self.mask.to(device), self.temperature.to(device))
+        return self._apply(lambda x: x.to(device))
+
+    def _apply(self, function) -> "Prompts":
+        return Prompts(**{name: x if x is None else function(x) for name, x in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,156 @@ def test_forbidden_tokens_are_never_drawn_and_add_nothing(small, generator):
     assert all(p.grad.isfinite().all() for p in small.lm.parameters())
 
 
+# -- blocked tokens -------------------------------------------------------------------------------------------------
+
+
+def others(policy, blocked):
+    """[V] bool: what is left."""
+    return torch.ones(len(policy.tokenizer), dtype=torch.bool).index_fill(0, torch.tensor(blocked), False)
+
+
+def likely(policy, count=40):
+    """The likeliest first tokens after a prompt, EOS not among them: those whose absence is seen."""
+    order = one_at_a_time(policy, "The film is", [0])[0][0].argsort(descending=True).tolist()
+    return [token for token in order if token != policy.tokenizer.eos_token_id][:count]
+
+
+def test_a_blocked_token_never_comes_and_the_others_share_its_part(policies, generator):
+    """10,000 draws, of which thousands would have been blocked; the rest as the renormalised softmax has them."""
+    policy, N, T = policies["gpt2"], 10_000, 0.25
+    blocked = likely(policy, 8)
+    p = one_at_a_time(policy, "The film is", [0], T)[0][0].softmax(0)
+    assert p[blocked].sum() > 0.4
+    drawn = sample_responses(policy, ["The film is"] * N, 1, T, generator, blocked).actions[:, 0]
+    counts = torch.bincount(drawn, minlength=len(p))
+    assert not counts[blocked].any()
+    right = N * p * others(policy, blocked) / p[others(policy, blocked)].sum()
+    order = right.argsort(descending=True)
+    cells = [order[:8].tolist()[i : i + 1] for i in range(8)] + [order[8:].tolist()]
+    chi_square = sum((counts[c].sum() - right[c].sum()) ** 2 / right[c].sum() for c in cells)
+    assert chi_square < 42  # exceeded by one in a million for 8 degrees of freedom
+
+
+def test_blocked_rollout_scores_as_one_token_at_a_time(policy, temperature, generator):
+    blocked = likely(policy)
+    rollout = sample_responses(policy, PROMPTS, 9, temperature, generator, blocked)
+    assert not torch.isin(rollout.actions, torch.tensor(blocked)).any()
+    logprobs, values, entropies = policy.evaluate(rollout.inputs, rollout.actions, with_entropy=True)
+    left = others(policy, blocked)
+    for b, prompt in enumerate(PROMPTS):
+        actions = rollout.actions[b].tolist()
+        logits, _, right_values = one_at_a_time(policy, prompt, actions, temperature)
+        right = torch.stack([row[a] - row[left].logsumexp(0) for row, a in zip(logits, actions)])
+        n = int(rollout.mask[b].sum())
+        torch.testing.assert_close(rollout.old_logprobs[b, :n].double(), right[:n], **CLOSE)
+        torch.testing.assert_close(logprobs[b].double(), right, **CLOSE)
+        torch.testing.assert_close(values[b].double(), right_values, **CLOSE)
+        right_entropies = torch.distributions.Categorical(logits=logits[:, left]).entropy()
+        torch.testing.assert_close(entropies[b].double(), right_entropies, **CLOSE)
+
+
+def test_policy_reference_and_minibatch_score_what_was_sampled(small, generator):
+    """The inputs tell the reference what was blocked; one that did not know would show a KL to itself."""
+    blocked, ref = likely(small), small.frozen_copy()
+    rollout = sample_responses(small, PROMPTS, 6, generator=generator, blocked=blocked)
+    for p in (small, ref):
+        logprobs, _ = p.evaluate(rollout.inputs, rollout.actions)
+        torch.testing.assert_close((logprobs * rollout.mask).detach(), rollout.old_logprobs, **CLOSE)
+    rows = torch.tensor([3, 1])
+    part, _ = small.evaluate(rollout[rows].inputs, rollout[rows].actions)
+    torch.testing.assert_close(part * rollout[rows].mask, rollout.old_logprobs[rows], **CLOSE)
+    free, _ = small.evaluate(small.encode(PROMPTS), rollout.actions)
+    assert ((rollout.old_logprobs - free) * rollout.mask)[rollout.mask > 0].min() > 0.01
+
+
+def test_probabilities_under_blocking_sum_to_1_and_a_blocked_action_has_none(small):
+    V, blocked = len(small.tokenizer), likely(small)
+    inputs = small.encode(["The film is"] * V, 0.7, blocked)
+    with torch.no_grad():
+        logprobs, _ = small.evaluate(inputs, torch.arange(V)[:, None])
+    assert logprobs.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert logprobs[blocked].eq(-math.inf).all() and logprobs[others(small, blocked)].isfinite().all()
+    assert inputs.blocked.shape == (V, V) and inputs.blocked.any(0).nonzero()[:, 0].tolist() == sorted(blocked)
+
+
+def test_entropy_kl_and_gradients_stay_finite(small, generator):
+    blocked = likely(small)
+    rollout = sample_responses(small, PROMPTS, 5, generator=generator, blocked=blocked)
+    ref, left = small.frozen_copy(), others(small, blocked)
+    with torch.no_grad():
+        for parameter in ref.lm.parameters():
+            parameter.mul_(0.9)
+    logits = small.logits(rollout.inputs, rollout.actions)
+    ref_logits = ref.logits(rollout.inputs, rollout.actions)
+    assert logits[..., blocked].eq(-math.inf).all() and ref_logits[..., blocked].eq(-math.inf).all()
+    kl, entropies = exact_kl(logits, ref_logits, rollout.mask), entropy(logits, rollout.mask)
+    p, q = (torch.distributions.Categorical(logits=x[..., left]) for x in (logits, ref_logits))
+    right = torch.distributions.kl_divergence(p, q) * rollout.mask
+    torch.testing.assert_close(kl, right, **CLOSE)
+    torch.testing.assert_close(entropies, p.entropy() * rollout.mask, **CLOSE)
+    assert right.sum() > 0.05
+    logprobs, _, other_entropies = small.evaluate(rollout.inputs, rollout.actions, with_entropy=True)
+    ((logprobs * rollout.mask).sum() + other_entropies.sum() + entropies.sum() + kl.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in small.lm.parameters())
+
+
+def test_an_update_under_blocking(small, generator):
+    rollout = sample_responses(small, PROMPTS * 2, 6, generator=generator, blocked=likely(small))
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    advantages, returns = gae(torch.randn(8, rollout.actions.shape[1], generator=generator) * rollout.mask,
+                              rollout.values, rollout.mask)  # fmt: skip
+    stats = ppo_update(small, optimizer, rollout, advantages, returns, PPOConfig(epochs=2, minibatches=2, ent_coef=0.1))
+    assert stats["first_ratio"] == pytest.approx(1, abs=1e-4) and all(math.isfinite(x) for x in stats.values())
+    assert all(p.isfinite().all() for p in small.parameters())
+
+
+def test_nothing_blocked_changes_nothing(small):
+    first, second, third = (
+        sample_responses(small, PROMPTS, 5, generator=torch.Generator().manual_seed(0), blocked=blocked)
+        for blocked in (None, [], set())
+    )
+    assert same(first, second) and same(first, third) and first.inputs.blocked is None
+    for x, y in zip(*(small.evaluate(r.inputs, r.actions, with_entropy=True) for r in (first, second))):
+        assert x.equal(y)
+
+
+def test_all_but_eos_may_be_blocked(small, generator):
+    eos = small.tokenizer.eos_token_id
+    everything = {*range(len(small.tokenizer))} - {eos}
+    rollout = sample_responses(small, PROMPTS, 5, generator=generator, blocked=everything)
+    assert rollout.actions.tolist() == [[eos]] * 4 and rollout.old_logprobs.tolist() == [[0]] * 4
+
+
+@pytest.mark.parametrize(
+    "blocked, message",
+    [
+        ([3, 0], "blocked holds 0, the id of EOS, so a response could never end"),
+        (range(4096), "blocked holds 0, the id of EOS"),
+        ([4096], "blocked must be a list of token ids, whole numbers from 0 to 4095, got one with 4096 in it"),
+        ([5, -1], "whole numbers from 0 to 4095, got one with -1 in it"),
+        ([1.0], "got one with 1.0 in it"),
+        ([True], "got one with True in it"),
+        (["bad"], "got one with 'bad' in it"),
+        ("bad", "got one with 'b' in it"),
+        (torch.tensor([1, 2]), r"got one with tensor\(1\) in it"),
+        (7, "whole numbers from 0 to 4095, got int"),
+    ],
+)
+def test_bad_blocked_is_named_before_anything_is_computed(small, blocked, message):
+    assert small.tokenizer.eos_token_id == 0 and len(small.tokenizer) == 4096
+    with seen_by(small.lm.get_output_embeddings()) as calls:
+        for call in (
+            lambda: small.encode(["A"], 1.0, blocked),
+            lambda: sample_responses(small, ["A"], 2, blocked=blocked),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+    assert not calls
+
+
+# -- lengths --------------------------------------------------------------------------------------------------------
+
+
 def test_response_of_length_one(policy, generator):
     rollout = sample_responses(policy, PROMPTS, 1, generator=generator)
     assert rollout.actions.shape == (4, 1) and rollout.mask.eq(1).all()
@@ -646,6 +796,52 @@ def test_response_texts_of_a_real_rollout(policies, generator):
         assert text == policy.tokenizer.backend_tokenizer.decode(kept) and "<|endoftext|>" not in text
 
 
+@pytest.mark.parametrize("end", [True, False])
+def test_encoded_responses_are_the_actions_that_write_them(policies, end):
+    policy = policies["tiny"]
+    eos, texts = policy.tokenizer.eos_token_id, [" a very good film.", "", " 深度学习 ☕\n", "is"]
+    rows = [policy.tokenizer.backend_tokenizer.encode(t, add_special_tokens=False).ids + [eos] * end for t in texts]
+    actions, mask = policy.encode_responses(texts, end)
+    T = max(map(len, rows))
+    assert actions.tolist() == [row + [eos] * (T - len(row)) for row in rows] and actions.dtype == torch.int64
+    assert mask.tolist() == [[1.0] * len(row) + [0.0] * (T - len(row)) for row in rows] and mask.dtype == torch.float32
+    assert response_texts(policy, Rollout(policy.encode(["A"] * 4), actions, mask, mask, mask)) == texts
+    assert end is False or [x.tolist() for x in policy.encode_responses(texts)] == [actions.tolist(), mask.tolist()]
+
+
+def test_encoded_responses_are_what_was_sampled(policies):
+    """Where a text was written in the tokenizer's own pieces, writing and encoding are inverse, EOS included."""
+    policy = policies["tiny"]
+    actions, mask = policy.encode_responses([" a very good film.", " bad"])
+    rollout = Rollout(policy.encode(["A"] * 2), actions, mask, mask, mask)
+    again, mask_again = policy.encode_responses(response_texts(policy, rollout))
+    assert again.equal(actions) and mask_again.equal(mask)
+    logprobs, _ = policy.evaluate(rollout.inputs, actions)
+    for b in range(2):
+        right = one_at_a_time(policy, "A", actions[b].tolist())[1]
+        torch.testing.assert_close(logprobs[b].double(), right, **CLOSE)
+
+
+def test_encoded_responses_have_at_least_one_column(small):
+    eos = small.tokenizer.eos_token_id
+    for end in (True, False):
+        actions, mask = small.encode_responses(["", ""], end)
+        assert actions.tolist() == [[eos]] * 2 and mask.tolist() == [[float(end)]] * 2
+
+
+def test_bad_texts_are_named(small):
+    for texts in ([], "text", [None], None, ["a", 3]):
+        with pytest.raises(ValueError, match="texts must be a list of at least one string, got "):
+            small.encode_responses(texts)
+    long, fits = " film" * 96, " film" * 95
+    assert small.encode_responses([fits])[0].shape == (1, 96) == small.encode_responses([long], end=False)[0].shape
+    with pytest.raises(ValueError, match="text 1 has 97 tokens, more than the model's context of 96"):
+        small.encode_responses(["a", long])
+    with pytest.raises(ValueError, match=r"text 1 holds '<\|endoftext\|>', which is put after it anyway"):
+        small.encode_responses(["a", "b<|endoftext|>"])
+    assert small.encode_responses(["b<|endoftext|>"], end=False)[0][0, -1] == small.tokenizer.eos_token_id
+
+
 # -- copies, files --------------------------------------------------------------------------------------------------
 
 
@@ -887,6 +1083,20 @@ def test_ratio_is_one_on_the_gpu(policies, dtype):
     tolerance = dict(atol=1e-3 if dtype is None else 1e-5, rtol=0)
     torch.testing.assert_close(logprobs * rollout.mask, rollout.old_logprobs, **tolerance)
     torch.testing.assert_close(values * rollout.mask, rollout.values, **tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_blocked_tokens_on_the_gpu(policies, dtype):
+    blocked, policy = likely(policies["tiny"]), copy.deepcopy(policies["tiny"]).cuda()
+    policy.dtype = dtype
+    generator = torch.Generator("cuda").manual_seed(0)
+    rollout = sample_responses(policy, PROMPTS * 500, 5, generator=generator, blocked=blocked)
+    assert rollout.inputs.blocked.is_cuda and not torch.isin(rollout.actions, torch.tensor(blocked).cuda()).any()
+    with torch.no_grad():
+        logprobs, _, entropies = policy.evaluate(rollout.inputs, rollout.actions, with_entropy=True)
+    torch.testing.assert_close(logprobs * rollout.mask, rollout.old_logprobs, atol=1e-3, rtol=0)
+    assert entropies.isfinite().all()
 
 
 @pytest.mark.gpu

@@ -23,6 +23,11 @@ def make_prompts(B=4):
     return Prompts(ids=10 + row[:, None].expand(B, 2), mask=mask, temperature=0.5 + row)
 
 
+def make_blocked(B=4, V=6):
+    """Row b blocks token b and the last."""
+    return torch.eye(B, V, dtype=torch.bool).index_fill(1, torch.tensor([V - 1]), True)
+
+
 INDICES = [
     (2, [2]),
     (-1, [3]),
@@ -54,6 +59,15 @@ def test_prompts_are_indexed_alone_and_as_inputs(i, expected):
         assert prompts.temperature.tolist() == [0.5 + row for row in expected]
 
 
+@pytest.mark.parametrize("i, expected", INDICES)
+def test_blocked_tokens_stay_with_their_rows(i, expected):
+    prompts = dataclasses.replace(make_prompts(), blocked=make_blocked())
+    for part in (prompts[i], make_rollout(inputs=prompts)[i].inputs, prompts.to("cpu")[i]):
+        assert part.blocked.tolist() == [[v in (row, 5) for v in range(6)] for row in expected]
+        assert part.ids.tolist() == [[10 + row] * 2 for row in expected]
+    assert make_prompts()[i].blocked is None and make_prompts().to("cpu").blocked is None
+
+
 @pytest.mark.parametrize("i", [0, slice(2), torch.tensor([1])])
 def test_without_reference_there_is_none_to_index(i):
     rollout = make_rollout(torch.arange(4), ref=False)
@@ -61,9 +75,9 @@ def test_without_reference_there_is_none_to_index(i):
 
 
 def test_to_moves_every_tensor():
-    moved = make_rollout(make_prompts()).to("meta")
+    moved = make_rollout(dataclasses.replace(make_prompts(), blocked=make_blocked())).to("meta")
     tensors = [moved.actions, moved.mask, moved.old_logprobs, moved.values, moved.ref_logprobs]
-    tensors += [moved.inputs.ids, moved.inputs.mask, moved.inputs.temperature]
+    tensors += [moved.inputs.ids, moved.inputs.mask, moved.inputs.temperature, moved.inputs.blocked]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     same = make_rollout(make_prompts()).to("cpu")
     assert torch.equal(same.actions, make_rollout(make_prompts()).actions)
@@ -108,6 +122,28 @@ def test_prompts_name_wrong_shapes(changed):
 def test_prompts_name_a_temperature_that_is_not_positive():
     with pytest.raises(ValueError, match="temperature must be positive"):
         Prompts(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    "blocked, came",
+    [
+        (torch.zeros(4, 6), r"\(4, 6\) of torch.float32"),
+        (torch.zeros(4, 6, dtype=torch.long), r"\(4, 6\) of torch.int64"),
+        (torch.zeros(6, dtype=torch.bool), r"\(6,\) of torch.bool"),
+        (torch.zeros(3, 6, dtype=torch.bool), r"\(3, 6\) of torch.bool"),
+        (torch.zeros(4, 1, 6, dtype=torch.bool), r"\(4, 1, 6\) of torch.bool"),
+    ],
+)
+def test_prompts_name_a_blocked_of_another_kind(blocked, came):
+    with pytest.raises(ValueError, match=rf"blocked must be \[4, V\] of torch.bool, got {came}"):
+        Prompts(**vars(make_prompts()) | {"blocked": blocked})
+
+
+def test_prompts_name_a_row_that_is_left_no_token():
+    blocked = make_blocked()
+    blocked[2] = True
+    with pytest.raises(ValueError, match="blocked leaves row 2 no token to sample"):
+        Prompts(**vars(make_prompts()) | {"blocked": blocked})
 
 
 # sample_tokens
