@@ -24,6 +24,8 @@ ALLOWED = {
     "rewards": {"words"},
     "data": set(),
     "pretrain": {"gpt2", "data"},
+    "supervised": {"masking", "losses"},
+    "tasks": {"data", "gpt2", "pretrain"},
     "plotting": set(),
     "preferences": {"data"},
     "reward_model": {"gpt2", "losses", "plotting", "preferences"},
