@@ -27,3 +27,5 @@ from rlcourse.checks.n04 import (
 from rlcourse.checks.n05 import check_clip_gradient, check_epoch_kls, check_several_steps, check_token_ratio
 from rlcourse.checks.n06 import check_action_logprobs, check_k3, check_positions, check_response_mask
 from rlcourse.checks.n07 import check_clipped_surrogate_loss, check_gae, check_kl_shaped_rewards, check_reward
+from rlcourse.checks.n08 import check_bradley_terry, check_last_state, check_lower_bound, check_soft_labels
+from rlcourse.checks.n09 import check_blocked_logprobs, check_coverage_score, check_f_score, check_gated_scores

@@ -1,0 +1,143 @@
+"""Checks for notebook 08."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlcourse.checks.verdict import randn, verdict
+
+
+def check_bradley_terry(fn: Callable) -> None:
+    """Exercise 08.1: fn(preferred [N], rejected [N]) -> minus the mean log-likelihood of the verdicts, a scalar."""
+    preferred, rejected = randn(5) * 2, randn(5, seed=1) * 2
+
+    def mean(one: Callable[[float, float], float]) -> Tensor:
+        losses = [one(a, b) for a, b in zip(preferred.tolist(), rejected.tolist())]
+        return torch.tensor(sum(losses) / len(losses))
+
+    right = mean(lambda a, b: -math.log(_chance(a - b)))
+    verdict(
+        "exercise 08.1",
+        fn,
+        (preferred, rejected),
+        right,
+        {
+            "the sign is flipped: a loss is minimised, so it is minus the log-likelihood": -right,
+            "the two are swapped: yours is small when the rejected text scores higher": mean(
+                lambda a, b: -math.log(_chance(b - a))
+            ),
+            "this is the sum over the pairs: equation (4) has the mean": 5 * right,
+            "the logarithm is missing": mean(lambda a, b: -_chance(a - b)),
+            "the logistic function is missing: scores without bound would win": mean(lambda a, b: b - a),
+            "the logistic function must see the difference of the scores, not each score by itself": mean(
+                lambda a, b: math.log(_chance(b)) - math.log(_chance(a))
+            ),
+            "this is a hinge loss: it stops at a difference of 1": mean(lambda a, b: max(0, 1 - a + b)),
+        },
+    )
+
+
+def check_soft_labels(fn: Callable) -> None:
+    """Exercise 08.2: fn(first [N], second [N], probability [N]) -> cross-entropy of people and model, a scalar."""
+    first, second = randn(5) * 2, randn(5, seed=1) * 2
+    probability = torch.tensor([0.9, 0.3, 0.6, 0.2, 0.75])
+
+    def mean(one: Callable[[float, float], float]) -> Tensor:
+        rows = zip((first - second).tolist(), probability.tolist())
+        return torch.tensor(sum(one(d, p) for d, p in rows) / len(first))
+
+    def cross_entropy(d: float, p: float) -> float:
+        return -p * math.log(_chance(d)) - (1 - p) * math.log(_chance(-d))
+
+    right = mean(cross_entropy)
+    verdict(
+        "exercise 08.2",
+        fn,
+        (first, second, probability),
+        right,
+        {
+            "the sign is flipped: a loss is minimised": -right,
+            "the labels are ignored: this is the loss of hard verdicts": mean(lambda d, p: -math.log(_chance(d))),
+            "only one of two cases: those who prefer the second text, 1 - p of them, are missing": mean(
+                lambda d, p: -p * math.log(_chance(d))
+            ),
+            "the shares are swapped: p belongs to the first text": mean(lambda d, p: cross_entropy(d, 1 - p)),
+            "the share is rounded to a verdict: 0.6 must not become 1": mean(
+                lambda d, p: -math.log(_chance(d if p > 0.5 else -d))
+            ),
+            "the share must weigh the logarithms, not the difference": mean(lambda d, p: -math.log(_chance(p * d))),
+            "this is a squared error of probabilities: equation (4) has logarithms": mean(
+                lambda d, p: (_chance(d) - p) ** 2
+            ),
+            "this is the sum over the pairs: equation (4) has the mean": 5 * right,
+            "this is the KL divergence: it has the same gradient, but equation (4) does not subtract the entropy of "
+            "the labels": mean(lambda d, p: cross_entropy(d, p) - cross_entropy(math.log(p / (1 - p)), p)),
+        },
+    )
+
+
+def check_last_state(fn: Callable) -> None:
+    """Exercise 08.3: fn(hidden [N, T, H], mask [N, T], padded on the right) -> the last real token's state [N, H]."""
+    hidden, lengths = randn(3, 6, 4), (3, 5, 2)
+    mask = torch.tensor([[1.0] * n + [0.0] * (6 - n) for n in lengths])
+
+    def rows(one: Callable[[Tensor, int], Tensor]) -> Tensor:
+        return torch.stack([one(hidden[i], n) for i, n in enumerate(lengths)])
+
+    verdict(
+        "exercise 08.3",
+        fn,
+        (hidden, mask),
+        rows(lambda h, n: h[n - 1]),
+        {
+            "this is the last column, which is padding in a short row": rows(lambda h, n: h[5]),
+            "off by one: the last of n tokens stands at position n - 1; yours is padding": rows(lambda h, n: h[n]),
+            "off by one: this is the last but one, which has not read the whole text": rows(lambda h, n: h[n - 2]),
+            "this is the first token, which has read nothing of the text": rows(lambda h, n: h[0]),
+            "this is the mean over the real tokens: equation (6) takes one state": rows(lambda h, n: h[:n].mean(0)),
+            "this is the mean over all columns, padding included": rows(lambda h, n: h.mean(0)),
+            "all rows are read where the first one ends: each has its own length": rows(lambda h, n: h[2]),
+            "masking makes the padding zero, but does not find the last token": rows(lambda h, n: 0 * h[0]),
+        },
+    )
+
+
+def check_lower_bound(fn: Callable) -> None:
+    """Exercise 08.4: fn(scores [M, B], k) -> mean minus k standard deviations over the models, [B]."""
+    scores, k = randn(3, 5), 2.0
+
+    def table(one: Callable[[float, float, list[float]], float]) -> Tensor:
+        answer = []
+        for column in scores.T.tolist():
+            mean = sum(column) / 3
+            answer.append(one(mean, sum((x - mean) ** 2 for x in column) / 3, column))
+        return torch.tensor(answer)
+
+    verdict(
+        "exercise 08.4",
+        fn,
+        (scores, k),
+        table(lambda mean, variance, column: mean - 2 * variance**0.5),
+        {
+            "the deviation is added: yours likes what the models disagree about": table(
+                lambda mean, variance, column: mean + 2 * variance**0.5
+            ),
+            "k is ignored": table(lambda mean, variance, column: mean - variance**0.5),
+            "this is the mean alone: nothing is cautious about it": table(lambda mean, variance, column: mean),
+            "this is the smallest score: a bound too, but not equation (10)": table(lambda m, v, column: min(column)),
+            "the square root is missing: this subtracts the variance": table(
+                lambda m, variance, column: m - 2 * variance
+            ),
+            "divide by M, not by M - 1 (`correction=0`)": table(lambda m, v, column: m - 2 * (v * 3 / 2) ** 0.5),
+            "the deviation runs over everything: each text has its own": table(
+                lambda m, v, column: m - 2 * scores.std(correction=0).item()
+            ),
+        },
+    )
+
+
+def _chance(difference: float) -> float:
+    """P(a beats b)."""
+    return 1 / (1 + math.exp(-difference))

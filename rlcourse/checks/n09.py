@@ -1,0 +1,137 @@
+"""Checks for notebook 09."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlcourse.checks.verdict import randn, verdict
+
+
+def check_f_score(fn: Callable) -> None:
+    """Exercise 09.1: fn(matches, response_length, reference_length, all [B], beta) -> F-measures [B]."""
+    matches, response, reference = [3.0, 2.0, 0.0, 5.0, 4.0], [4.0, 8.0, 3.0, 5.0, 4.0], [5.0, 2.0, 6.0, 5.0, 8.0]
+    beta = 2.0
+
+    def table(one: Callable[[float, float], float], nothing: float = 0.0) -> Tensor:
+        pairs = [(m / n, m / k) for m, n, k in zip(matches, response, reference)]
+        return torch.tensor([one(p, r) if p + r > 0 else nothing for p, r in pairs])
+
+    def f(b2: float) -> Callable[[float, float], float]:
+        return lambda p, r: (1 + b2) * p * r / (b2 * p + r)
+
+    verdict(
+        "exercise 09.1",
+        fn,
+        (torch.tensor(matches), torch.tensor(response), torch.tensor(reference), beta),
+        table(f(beta**2)),
+        {
+            "0 divided by 0: a response without a match scores 0, not nan": table(f(beta**2), math.nan),
+            "this is recall alone: a longer response can only gain": table(lambda p, r: r),
+            "this is precision alone: one safe word would get full marks": table(lambda p, r: p),
+            "this is the plain average: it pays half for recall alone, while F is near the smaller of the two": table(
+                lambda p, r: (p + r) / 2
+            ),
+            "beta stands on the wrong side: above 1 it must favour recall": table(
+                lambda p, r: (1 + beta**2) * p * r / (beta**2 * r + p)
+            ),
+            "beta is not squared": table(f(beta)),
+            "beta is ignored: this is F1": table(f(1.0)),
+        },
+    )
+
+
+def check_gated_scores(fn: Callable) -> None:
+    """Exercise 09.2: fn(scores [B], passed [B] of 0 and 1, otherwise) -> gated scores [B]."""
+    scores, passed, otherwise = [0.8, -0.5, 0.2, -0.9, 1.7], [1.0, 0.0, 0.0, 1.0, 0.0], -1.0
+
+    def table(one: Callable[[float, float], float]) -> Tensor:
+        return torch.tensor([one(s, p) for s, p in zip(scores, passed)])
+
+    verdict(
+        "exercise 09.2",
+        fn,
+        (torch.tensor(scores), torch.tensor(passed), otherwise),
+        table(lambda s, p: s if p else otherwise),
+        {
+            "a product is no gate: a blocked text with a negative score rises to 0, above clean ones": table(
+                lambda s, p: s * p
+            ),
+            "this is a term of a sum: a high enough score outbids the filter": table(
+                lambda s, p: s + otherwise * (1 - p)
+            ),
+            "the gate is inverted: 1 means that the text is clean": table(lambda s, p: otherwise if p else s),
+            "the filter is ignored": table(lambda s, p: s),
+            "all scores are cut off at `otherwise`, instead of only those of blocked texts": table(
+                lambda s, p: min(s, otherwise)
+            ),
+        },
+    )
+
+
+def check_blocked_logprobs(fn: Callable) -> None:
+    """Exercise 09.3: fn(logits [B, T, V], actions [B, T], blocked [V] bool) -> log-probabilities [B, T]."""
+    logits, actions = randn(2, 3, 5), torch.tensor([[0, 2, 4], [4, 0, 2]])
+    blocked = torch.tensor([False, True, False, True, False])
+
+    def table(change: Callable[[float, bool], float | None], read: Callable[[float, float], float]) -> Tensor:
+        """read(the chosen token's logit, log of the sum over what change() leaves)."""
+        rows = []
+        for b, t in ((b, t) for b in range(2) for t in range(3)):
+            kept = [change(z, out) for z, out in zip(logits[b, t].tolist(), blocked.tolist())]
+            log_z = math.log(sum(math.exp(z) for z in kept if z is not None))
+            rows.append(read(logits[b, t, actions[b, t]].item(), log_z))
+        return torch.tensor(rows).reshape(2, 3)
+
+    def allowed(z: float, out: bool) -> float | None:
+        return None if out else z
+
+    verdict(
+        "exercise 09.3",
+        fn,
+        (logits, actions, blocked),
+        table(allowed, lambda z, log_z: z - log_z),
+        {
+            "the block is ignored, or comes after the softmax: what is left must sum to 1 again": table(
+                lambda z, out: z, lambda z, log_z: z - log_z
+            ),
+            "a logit of 0 is no ban: exp(0) is 1, so the token keeps a share": table(
+                lambda z, out: 0.0 if out else z, lambda z, log_z: z - log_z
+            ),
+            "the mask is inverted: blocked is True for what may not be said": table(
+                lambda z, out: z if out else None, lambda z, log_z: z - log_z
+            ),
+            "these are probabilities: the logarithm is missing": table(allowed, lambda z, log_z: math.exp(z - log_z)),
+            "these are raw logits: the log-softmax is missing": table(allowed, lambda z, log_z: z),
+        },
+    )
+
+
+def check_coverage_score(fn: Callable) -> None:
+    """Exercise 09.4: fn(counts [B, F], how often each required fact occurs) -> coverage [B], 0 to 1."""
+    counts = [[1.0, 1.0, 1.0, 1.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [2.0, 5.0, 0.0, 1.0]]
+
+    def table(one: Callable[[list[float]], float]) -> Tensor:
+        return torch.tensor([one(row) for row in counts])
+
+    verdict(
+        "exercise 09.4",
+        fn,
+        (torch.tensor(counts),),
+        table(lambda row: sum(n > 0 for n in row) / len(row)),
+        {
+            "mentions are counted, not facts: saying one fact again and again pays without bound": table(
+                lambda row: sum(row) / len(row)
+            ),
+            "bounded too late: a second mention of one fact stands in for another that is missing": table(
+                lambda row: min(1.0, sum(row) / len(row))
+            ),
+            "one fact is enough in yours: each must add its share": table(lambda row: float(max(row) > 0)),
+            "all or nothing: three facts of four are worth something": table(lambda row: float(min(row) > 0)),
+            "not divided by the number of required facts": table(lambda row: float(sum(n > 0 for n in row))),
+            "divided by the mentions, not by the required facts: a response with one fact would be perfect": table(
+                lambda row: sum(n > 0 for n in row) / max(1.0, sum(row))
+            ),
+        },
+    )
