@@ -17,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,11 @@ class HumanRatings:
     def __len__(self) -> int:
         return len(self.text)
 
-    @property
+    @cached_property
     def mean(self) -> np.ndarray:
         return np.array([np.mean(scores) for scores in self.ratings])
 
-    @property
+    @cached_property
     def std(self) -> np.ndarray:
         return np.array([np.std(scores) for scores in self.ratings])
 
