@@ -6,13 +6,14 @@ Two remedies are tried on the proxy of 300 labels: a price of KL, and the lower 
 Five seeds each; a seed draws the labels, the order of training, and every sampled text.
 """
 
+import csv
 import math
 import random
 import time
 
 import numpy as np
 import torch
-from study import write
+from study import FOLDER, write
 
 from rlcourse.bag_of_words import BagOfWords
 from rlcourse.data import load_human_ratings, load_prompts
@@ -22,7 +23,7 @@ from rlcourse.returns import gae, kl_shaped_rewards
 from rlcourse.reward_model import RewardModel, fit_ratings, lower_bound
 from rlcourse.rewards import distinct_n
 
-SETTINGS = dict(steps=40, batch=64, new_tokens=24, lr=3e-4, value_lr=1e-3, gamma=1.0, lam=1.0, proxy_lr=5e-4)
+SETTINGS = dict(steps=80, batch=64, new_tokens=24, lr=3e-4, value_lr=1e-3, gamma=1.0, lam=1.0, proxy_lr=5e-4)
 EPOCHS = {100: 8, 300: 6, 1000: 4, 5000: 2}  # of the proxies: few labels are looked at more often
 VARIANTS = {  # name: labels, price of KL, models in the ensemble
     "300": (300, 0.0, 1),
@@ -99,20 +100,37 @@ def iterations(reward, gold, kl_coef: float, seed: int):
         ppo_update(policy, optimizer, rollout, advantages, returns, cfg)
 
 
+def finished() -> dict[str, list[dict]]:
+    """The rows of complete runs of an earlier, interrupted call; nothing if its settings were others."""
+    about = FOLDER / "08_over.csv"
+    if not about.exists() or f"# {SETTINGS}, epochs {EPOCHS}" not in about.read_text(encoding="utf-8"):
+        return {}
+    files = {}
+    for name in ("over", "texts", "proxies"):
+        with open(FOLDER / f"08_{name}.csv", newline="", encoding="utf-8") as file:
+            files[name] = list(csv.DictReader(line for line in file if not line.startswith("# ")))
+    return files
+
+
 def main() -> None:
     torch.set_num_threads(1)
     pool, others = sentences()
     gold, held_out = BagOfWords(*zip(*others)), load_human_ratings("movies", "test")
-    files = dict(over=[], texts=[], proxies=[dict(variant="gold", seed=0, pearson=pearson(gold, held_out))])
+    files = finished() or dict(
+        over=[], texts=[], proxies=[dict(variant="gold", seed=0, pearson=pearson(gold, held_out))]
+    )
+    done = {(row["variant"], int(row["seed"])) for row in files["over"]}
     for seed in range(SEEDS):
         for variant, (labels, kl_coef, members) in VARIANTS.items():
+            if (variant, seed) in done:
+                continue
             start = time.perf_counter()
             proxies = [train_proxy(pool, labels, seed, member) for member in range(members)]
             reward = lower_bound(proxies) if members > 1 else proxies[0]
             files["proxies"].append(dict(variant=variant, seed=seed, pearson=pearson(proxies[0], held_out)))
             for row, batch, texts, scores, judged in iterations(reward, gold, kl_coef, seed):
                 files["over"].append(dict(variant=variant, seed=seed) | row)
-                if seed < 2 and row["step"] in (1, 10, 20, 30, 40):
+                if seed < 2 and row["step"] in (1, 10, 20, 30, 40, 60, 80):
                     numbers = zip(batch, texts, scores.tolist(), judged.tolist())
                     files["texts"] += [
                         dict(variant=variant, seed=seed, step=row["step"], prompt=p, response=r, proxy=s, gold=g)
