@@ -32,7 +32,10 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        ),  # its bar would print empty lines into notebooks
     )
     end_id = bpe.token_to_id(END)
     bpe.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, end_id)])
