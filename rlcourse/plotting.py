@@ -31,6 +31,7 @@ def where_it_stands(rows: list[tuple]) -> Markdown:
     """
     lines = ["| detail | line | test |", "|---|---|---|"]
     for detail, function, fragment, test in rows:
+        function = inspect.unwrap(function)  # a decorator, like torch.no_grad, stands in another file
         source, first = inspect.getsourcelines(function)
         path = Path(inspect.getsourcefile(function))
         number = next((first + i for i, line in enumerate(source) if fragment in line), None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from IPython.display import HTML, Markdown
 
-from rlcourse import losses, plotting
+from rlcourse import gpt2, losses, plotting
 from rlcourse.ppo import PPOConfig, ppo_update
 
 
@@ -140,6 +140,8 @@ def test_where_it_stands():
     right = 1 + next(i for i, line in enumerate(lines) if "torch.minimum" in line)
     assert f"[rlcourse/losses.py, line {right}](../rlcourse/losses.py#L{right})" in table
     assert "| the pessimistic bound |" in table and "(../tests/test_plotting.py)" in table
+    decorated = ("sampling", gpt2.sample_responses, "multinomial", row[-1])
+    assert "[rlcourse/gpt2.py, line " in plotting.where_it_stands([decorated]).data
 
 
 def test_where_it_stands_names_what_is_missing():

@@ -2,8 +2,8 @@
 
 loop: the proxy of 300 labels of overoptimization.py is trained again after every ten iterations of PPO, with 60 new
 labels. "own texts" rates what the policy has just written, "reviews" as many further film reviews. The rater is
-simulated: the gold standard's score plus the noise of one person, in whole numbers. Without new labels it is variant
-"300" of 08_over.csv.
+simulated: the gold standard's score plus the noise of one person, in whole numbers. The first forty iterations of
+variant "300" in 08_over.csv are the same without new labels.
 
 adversarial: no ratings at all. A discriminator learns to tell human endings of film reviews from the policy's, and its
 log-odds are the reward. "frozen": it learns before the first iteration and then no more. "alternating": it goes on.
@@ -29,7 +29,7 @@ from rlcourse.returns import gae
 from rlcourse.reward_model import RewardModel, discriminator_loss, fit_ratings
 from rlcourse.rewards import distinct_n
 
-LABELS, EVERY, NEW = 300, 10, 60
+LABELS, STEPS, EVERY, NEW = 300, 40, 10, 60
 GAME = dict(
     steps=25, batch=48, prompt_tokens=4, new_tokens=24, lr=3e-4, value_lr=1e-3,
     warmup=40, judge_lr=5e-4, judge_head_lr=5e-3, judge_steps=2,
@@ -52,13 +52,13 @@ def loop(variant: str, seed: int, pool: list, gold, held_out) -> list[dict]:
     rng, rater = random.Random(1000 + seed), simulated_rater(gold, load_human_ratings("movies").std.mean(), seed)
     proxy, rows = train_proxy(pool, LABELS, seed), []
     labelled = random.Random(seed).sample(pool, LABELS)  # the same sentences as the proxy's
-    further = rng.sample([pair for pair in pool if pair not in set(labelled)], SETTINGS["steps"] // EVERY * NEW)
+    further = rng.sample([pair for pair in pool if pair not in set(labelled)], STEPS // EVERY * NEW)
     now = dict(proxy=proxy)  # the reward of the next iteration
     agrees = pearson(proxy, held_out)
-    for row, prompts, texts, scores, judged in iterations(lambda p, r: now["proxy"](p, r), gold, 0.0, seed):
+    for row, prompts, texts, scores, judged in iterations(lambda p, r: now["proxy"](p, r), gold, 0.0, seed, STEPS):
         sees = float(np.corrcoef(scores, judged)[0, 1])  # does the proxy order the policy's own texts as gold does?
         rows.append(dict(variant=variant, seed=seed) | row | dict(labels=len(labelled), people=agrees, sees=sees))
-        if row["step"] % EVERY == 0 and row["step"] < SETTINGS["steps"]:
+        if row["step"] % EVERY == 0 and row["step"] < STEPS:
             own = [p + r for p, r in zip(prompts, texts)][:NEW]
             chosen = own if variant == "own texts" else [further.pop()[0] for _ in range(NEW)]
             labelled = labelled + list(zip(chosen, rater(chosen)))
@@ -180,7 +180,7 @@ def main() -> None:
             rows += loop(variant, seed, pool, gold, held_out) if name == "loop" else adversarial(variant, seed, gold)
             last = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}
             print(f"{variant} seed {seed}: {time.perf_counter() - start:.0f} s, {last}", flush=True)
-            settings = f"{SETTINGS}, {EVERY=}, {NEW=}" if name == "loop" else str(GAME)
+            settings = f"{SETTINGS | dict(steps=STEPS)}, {EVERY=}, {NEW=}" if name == "loop" else str(GAME)
             write(f"08_{name}", rows, __file__, f"{settings}, {PPOConfig()}", ("transformers",))  # after every run
 
 

@@ -66,7 +66,7 @@ def pearson(model, table) -> float:
     return float(np.corrcoef(scores, table.mean)[0, 1])
 
 
-def iterations(reward, gold, kl_coef: float, seed: int):
+def iterations(reward, gold, kl_coef: float, seed: int, steps: int = SETTINGS["steps"]):
     """PPO against `reward`: after each iteration its statistics, the prompts, the texts and their scores."""
     torch.manual_seed(seed)
     generator, chooser, s = torch.Generator().manual_seed(seed), random.Random(seed), SETTINGS
@@ -74,7 +74,7 @@ def iterations(reward, gold, kl_coef: float, seed: int):
     ref_policy = policy.frozen_copy()
     head = dict(params=policy.value_head.parameters(), lr=s["value_lr"])
     optimizer = torch.optim.AdamW([dict(params=policy.lm.parameters(), lr=s["lr"]), head], fused=True)
-    for step in range(1, s["steps"] + 1):
+    for step in range(1, steps + 1):
         batch = chooser.choices(prompts, k=s["batch"])
         rollout = sample_responses(policy, batch, s["new_tokens"], generator=generator)
         ref_logprobs, _ = ref_policy.evaluate(rollout.inputs, rollout.actions)
