@@ -34,6 +34,9 @@ def check_bradley_terry(fn: Callable) -> None:
             "the logistic function must see the difference of the scores, not each score by itself": mean(
                 lambda a, b: math.log(_chance(b)) - math.log(_chance(a))
             ),
+            "the logarithm comes before the mean: each pair has its own likelihood": -mean(
+                lambda a, b: _chance(a - b)
+            ).log(),
             "this is a hinge loss: it stops at a difference of 1": mean(lambda a, b: max(0, 1 - a + b)),
         },
     )
@@ -62,6 +65,9 @@ def check_soft_labels(fn: Callable) -> None:
             "the labels are ignored: this is the loss of hard verdicts": mean(lambda d, p: -math.log(_chance(d))),
             "only one of two cases: those who prefer the second text, 1 - p of them, are missing": mean(
                 lambda d, p: -p * math.log(_chance(d))
+            ),
+            "the second case is subtracted: both cases add to the loss": mean(
+                lambda d, p: -p * math.log(_chance(d)) + (1 - p) * math.log(_chance(-d))
             ),
             "the shares are swapped: p belongs to the first text": mean(lambda d, p: cross_entropy(d, 1 - p)),
             "the share is rounded to a verdict: 0.6 must not become 1": mean(
@@ -95,8 +101,9 @@ def check_last_state(fn: Callable) -> None:
             "this is the last column, which is padding in a short row": rows(lambda h, n: h[5]),
             "off by one: the last of n tokens stands at position n - 1; yours is padding": rows(lambda h, n: h[n]),
             "off by one: this is the last but one, which has not read the whole text": rows(lambda h, n: h[n - 2]),
-            "this is the first token, which has read nothing of the text": rows(lambda h, n: h[0]),
+            "this is the first token, which has read nothing of what follows": rows(lambda h, n: h[0]),
             "this is the mean over the real tokens: equation (6) takes one state": rows(lambda h, n: h[:n].mean(0)),
+            "this is the sum over the real tokens: equation (6) takes one state": rows(lambda h, n: h[:n].sum(0)),
             "this is the mean over all columns, padding included": rows(lambda h, n: h.mean(0)),
             "all rows are read where the first one ends: each has its own length": rows(lambda h, n: h[2]),
             "masking makes the padding zero, but does not find the last token": rows(lambda h, n: 0 * h[0]),

@@ -6,9 +6,8 @@ simulated: the gold standard's score plus the noise of one person, in whole numb
 variant "300" in 08_over.csv are the same without new labels.
 
 adversarial: no ratings at all. A discriminator learns to tell human endings of film reviews from the policy's, and its
-log-odds are the reward. "frozen": it learns before the first iteration and then no more. "alternating": it goes on.
-Before the first and at the last iteration a new discriminator, which the policy has never met, says how easily the
-policy's texts are told from people's ("fresh").
+log-odds are the reward; it and the policy learn in turns ("alternating"). Before the first and at the last iteration
+a new discriminator, which the policy has never met, says how easily its texts are told from people's ("fresh").
 """
 
 import math
@@ -71,10 +70,8 @@ def loop(variant: str, seed: int, pool: list, gold, held_out) -> list[dict]:
 
 def beginnings(policy: GPT2Policy, texts: list[str]) -> list[tuple[str, str]]:
     """Each text cut into its first tokens and at most as many further ones as the policy may write."""
-    first, last = (
-        GAME["prompt_tokens"] + 1,
-        GAME["prompt_tokens"] + 1 + GAME["new_tokens"],
-    )  # one more: the opening token
+    first = GAME["prompt_tokens"] + 1  # one more: the opening token
+    last = first + GAME["new_tokens"]
     rows = [row for row in policy.tokenizer(texts)["input_ids"] if len(row) > first + 4]
     decode = policy.tokenizer.batch_decode
     return list(zip(decode([r[1:first] for r in rows]), decode([r[first:last] for r in rows])))
@@ -125,7 +122,7 @@ def fresh_judge(policy, train: list, test: list, generator, rng) -> tuple:
     return judge, optimizer, accuracy(judge, [p + r for p, r in some], generated)
 
 
-def adversarial(variant: str, seed: int, gold) -> list[dict]:
+def adversarial(seed: int, gold) -> list[dict]:
     """25 iterations of PPO against a discriminator."""
     torch.manual_seed(seed)
     s, rng, generator = GAME, random.Random(seed), torch.Generator().manual_seed(seed)
@@ -148,7 +145,7 @@ def adversarial(variant: str, seed: int, gold) -> list[dict]:
             fresh = fresh_judge(policy, train, test, generator, rng)[2]
         rows.append(
             dict(
-                variant=variant, seed=seed, step=step, kl=kl, reward=scores.mean().item(), accuracy=right,
+                variant="alternating", seed=seed, step=step, kl=kl, reward=scores.mean().item(), accuracy=right,
                 bits_per_byte=-nats / math.log(2) / sum(len(text.encode()) for text in responses),
                 distinct=float(np.mean([distinct_n([text], 2) for text in responses])),
                 gold=gold.rate(texts).mean().item(),
@@ -160,10 +157,9 @@ def adversarial(variant: str, seed: int, gold) -> list[dict]:
         token_rewards[torch.arange(len(prompts)), rollout.mask.sum(1).long() - 1] = scores
         advantages, returns = gae(token_rewards, rollout.values, rollout.mask, gamma=1.0, lam=1.0)
         ppo_update(policy, optimizer, rollout, advantages, returns, cfg)
-        if variant == "alternating":
-            for part in torch.randperm(s["batch"]).tensor_split(s["judge_steps"]):
-                pick = part.tolist()
-                judge_update(judge, judge_optimizer, ["".join(human[i]) for i in pick], [texts[i] for i in pick])
+        for part in torch.randperm(s["batch"]).tensor_split(s["judge_steps"]):
+            pick = part.tolist()
+            judge_update(judge, judge_optimizer, ["".join(human[i]) for i in pick], [texts[i] for i in pick])
     return rows
 
 
@@ -171,13 +167,13 @@ def main() -> None:
     torch.set_num_threads(1)
     pool, others = sentences()
     gold, held_out = BagOfWords(*zip(*others)), load_human_ratings("movies", "test")
-    for variant in sys.argv[1:] or ["own texts", "alternating", "reviews", "frozen"]:
+    for variant in sys.argv[1:] or ["own texts", "reviews", "alternating"]:
         name = "loop" if variant in ("own texts", "reviews") else "adversarial"
         file = FOLDER / f"08_{name}.csv"
         rows = [row for row in load_study(file)[1] if row["variant"] != variant] if file.exists() else []
         for seed in range(SEEDS):
             start = time.perf_counter()
-            rows += loop(variant, seed, pool, gold, held_out) if name == "loop" else adversarial(variant, seed, gold)
+            rows += loop(variant, seed, pool, gold, held_out) if name == "loop" else adversarial(seed, gold)
             last = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}
             print(f"{variant} seed {seed}: {time.perf_counter() - start:.0f} s, {last}", flush=True)
             settings = f"{SETTINGS | dict(steps=STEPS)}, {EVERY=}, {NEW=}" if name == "loop" else str(GAME)
