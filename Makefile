@@ -28,7 +28,7 @@ peers: .venv-peers/ready  # the comparisons with other libraries, in an environm
 
 .venv-peers/ready: pyproject.toml constraints.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" "stable-baselines3==2.9.2"
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" "stable-baselines3==2.9.2" "trl==1.12.0"
 	touch $@
 
 .venv/ready-%: pyproject.toml constraints.txt

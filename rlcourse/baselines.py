@@ -30,6 +30,35 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor) -> Tensor:
     return (own.sum(0) - own) / (mask.sum(0) - 1).clamp(min=1) * mask
 
 
+def group_advantages(scores: Tensor, group_size: int, kind: str = "leave_one_out") -> Tensor:
+    """Each response's score against the others of its own prompt: no critic is needed.
+
+    scores: [B], B = prompts * group_size, the responses to one prompt next to each other -> [B].
+
+        mean            score - mean(group)                       Dr. GRPO (Liu et al. 2025)
+        leave_one_out   score - mean(others of the group)         RLOO (Kool et al. 2019; Ahmadian et al. 2024)
+        std             (score - mean(group)) / (std(group) + 1e-4)       GRPO (Shao et al. 2024)
+
+    The expected gradient is that of the expected score with leave_one_out, and (G - 1) / G of it with mean. With std,
+    the sample standard deviation (over G - 1), it is another one, see notebook 12.
+    A group of equal scores gets 0 in every kind.
+    """
+    if scores.ndim != 1:
+        raise ValueError(f"scores must be [B], got {tuple(scores.shape)}")
+    if not isinstance(group_size, int) or group_size < 2 or len(scores) % group_size:
+        raise ValueError(f"group_size must be a whole number of at least 2 that divides the {len(scores)} scores, "
+                         f"got {group_size!r}")  # fmt: skip
+    groups = scores.reshape(-1, group_size)  # [prompts, G]
+    centred = groups - groups.mean(1, keepdim=True)
+    if kind == "mean":
+        return centred.flatten()
+    if kind == "leave_one_out":  # score - (sum - score) / (G - 1) = (score - mean) * G / (G - 1)
+        return (centred * (group_size / (group_size - 1))).flatten()
+    if kind == "std":
+        return (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+    raise ValueError(f'kind must be "mean", "leave_one_out" or "std", got {kind!r}')
+
+
 def optimal_baseline(scores: Tensor, returns: Tensor, features: Tensor, weights: Tensor) -> Tensor:
     """The minimum-variance baseline among the linear combinations of given features, by least squares.
 

@@ -44,6 +44,78 @@ def clipped_surrogate_loss(
     return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
 
 
+def grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_eps: float = 0.2,
+    ref_logprobs: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl_kind: str = "k3",
+) -> Tensor:
+    """GRPO (Shao et al. 2024, eq. 3 and 4), negated: the clipped surrogate, and the KL to a reference as a loss.
+
+    logprobs, old_logprobs, ref_logprobs, mask: [B, T]; advantages: [B], one a response, or [B, T] -> scalar.
+
+        ratio = exp(logprobs - old_logprobs)
+        -mean_rows( mean_t( min( ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A ) - kl_coef * k3 ) )
+
+    A mean over each response's actions, then one over responses: an action weighs 1 / its response's length. A row in
+    which nothing counts adds 0. At ratio 1 the first term has REINFORCE's gradient, with that weight; the gradient of
+    k3 is that of the *forward* KL(ref || pi) in each state on the way. kl_kind: another of `kl_estimate`'s.
+    """
+    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    _check_clip_eps(clip_eps)
+    advantages = _per_action(advantages, mask).detach()
+    ratio = _log_ratio(logprobs, old_logprobs.detach(), mask).exp()
+    gain = _clipped_gain(ratio, advantages, clip_eps)
+    if kl_coef:
+        if ref_logprobs is None:
+            raise ValueError(f"kl_coef is {kl_coef}, which needs ref_logprobs")
+        check_shapes(mask, ref_logprobs=ref_logprobs)
+        gain = gain - kl_coef * kl_estimate(logprobs, ref_logprobs.detach(), mask, kl_kind)
+    return -(torch.where(mask > 0, gain, 0).sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, normalise: bool = True) -> Tensor:
+    """How much likelier a whole response has become.
+
+    logprobs, old_logprobs, mask: [B, T] -> [B]; 1 where nothing counts.
+
+        exp( mean_t(logprobs - old_logprobs) )    with `normalise`: GSPO (Zheng et al. 2025, eq. 7)
+        exp( sum_t(logprobs - old_logprobs) )     without: p(response) / p_old(response), the importance weight
+    """
+    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    total = _log_ratio(logprobs, old_logprobs.detach(), mask).sum(1)
+    return (total / mask.sum(1).clamp(min=1) if normalise else total).exp()
+
+
+def sequence_surrogate_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_eps: float = 0.2,
+    normalise: bool = True,
+) -> Tensor:
+    """The clipped surrogate with one ratio a response (GSPO; Zheng et al. 2025, eq. 5), negated.
+
+    logprobs, old_logprobs, mask: [B, T]; advantages: [B] -> scalar.
+
+        ratio = sequence_ratio(logprobs, old_logprobs, mask, normalise)                   # [B]
+        -mean_rows( min( ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A ) )
+
+    All actions of a response are kept or clipped together. Without `normalise` and clip its expected gradient is that
+    of the expected advantage itself, however far the policy has moved; the price is variance.
+    """
+    if advantages.shape != mask.shape[:1]:
+        raise ValueError(f"advantages must be [B] for mask {tuple(mask.shape)}, got {tuple(advantages.shape)}")
+    _check_clip_eps(clip_eps)
+    ratio = sequence_ratio(logprobs, old_logprobs, mask, normalise)
+    return -_clipped_gain(ratio, advantages.detach(), clip_eps).mean()
+
+
 def value_loss(
     values: Tensor, returns: Tensor, mask: Tensor, old_values: Tensor | None = None, clip_eps: float | None = None
 ) -> Tensor:
@@ -138,6 +210,18 @@ def bradley_terry_loss(preferred: Tensor, rejected: Tensor, probability: Tensor 
     if probability is None:
         return -logsigmoid(margin).mean()
     return -(probability * logsigmoid(margin) + (1 - probability) * logsigmoid(-margin)).mean()
+
+
+def _clipped_gain(ratio: Tensor, advantages: Tensor, clip_eps: float) -> Tensor:
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
+
+
+def _per_action(advantages: Tensor, mask: Tensor) -> Tensor:
+    """[B] or [B, T] -> [B, T], 0 where masked."""
+    if advantages.shape not in (mask.shape, mask.shape[:1]):
+        raise ValueError(f"advantages must be [B] or [B, T] for mask {tuple(mask.shape)}, "
+                         f"got {tuple(advantages.shape)}")  # fmt: skip
+    return torch.where(mask > 0, advantages[:, None] if advantages.ndim == 1 else advantages, 0)
 
 
 def _log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:

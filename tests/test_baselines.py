@@ -10,6 +10,7 @@ from rlcourse.baselines import (
     batch_mean_baseline,
     flat_gradient,
     gradient_variance,
+    group_advantages,
     leave_one_out_baseline,
     optimal_baseline,
     score_functions,
@@ -118,6 +119,60 @@ def test_the_batch_mean_shrinks_the_expected_gradient_to_b_minus_1_over_b(equal_
     mean = expected_estimate(equal_lengths, policy, batch_mean_baseline, B)
     torch.testing.assert_close(mean, equal_lengths.gradient(policy) * (B - 1) / B, **EXACT)
     assert equal_lengths.gradient(policy).norm() > 0.1
+
+
+# group_advantages
+
+
+@pytest.mark.parametrize("G", [2, 3, 6])
+def test_group_advantages_by_loop(G, randn):
+    scores = randn(2 * G)
+    expected = {"mean": [], "leave_one_out": [], "std": []}
+    for i, score in enumerate(scores.tolist()):
+        group = scores.tolist()[i // G * G : i // G * G + G]
+        others = [x for k, x in enumerate(group) if k != i % G]
+        expected["mean"].append(score - statistics.fmean(group))
+        expected["leave_one_out"].append(score - statistics.fmean(others))
+        expected["std"].append((score - statistics.fmean(group)) / (statistics.stdev(group) + 1e-4))
+    for kind, numbers in expected.items():
+        assert group_advantages(scores, G, kind).tolist() == pytest.approx(numbers, abs=1e-10)
+    assert group_advantages(scores, G).tolist() == pytest.approx(expected["leave_one_out"], abs=1e-10)
+
+
+def expected_group_estimate(mdp, policy, kind, G):
+    """The exact mean over every group of G texts of mean_rows( advantage * grad log p(text) )."""
+    scores = (score_functions(policy, mdp.inputs, mdp.actions) * mdp.mask[..., None]).sum(1)
+    p, returns, total = mdp.probabilities(policy).detach(), mdp.returns(), 0
+    for group in itertools.product(range(len(mdp)), repeat=G):
+        group = list(group)
+        total = total + p[group].prod() * group_advantages(returns[group], G, kind) @ scores[group] / G
+    return total
+
+
+@pytest.mark.parametrize("G", [2, 3])
+def test_leave_one_out_is_the_gradient_and_the_mean_a_part_of_it_and_the_std_another(mdp, randn, G):
+    policy = randomise(TabularPolicy(2, 2), randn)
+    gradient = mdp.gradient(policy)
+    torch.testing.assert_close(expected_group_estimate(mdp, policy, "leave_one_out", G), gradient, **EXACT)
+    torch.testing.assert_close(expected_group_estimate(mdp, policy, "mean", G), gradient * (G - 1) / G, **EXACT)
+    other = expected_group_estimate(mdp, policy, "std", G)
+    assert torch.cosine_similarity(other, gradient, dim=0) < 0.999 and other @ gradient > 0
+
+
+@pytest.mark.parametrize("kind", ["mean", "leave_one_out", "std"])
+def test_equal_scores_teach_nothing_and_groups_do_not_mix(kind):
+    advantages = group_advantages(torch.tensor([0.1, 0.1, 0.1, 5.0, 6.0, 7.0]), 3, kind)
+    assert advantages[:3].abs().max() < 1e-3 and advantages[3] < -0.9 and advantages[5] > 0.9
+
+
+@pytest.mark.parametrize("size", [1, 0, 4, 2.0])
+def test_group_advantages_name_bad_input(size):
+    with pytest.raises(ValueError, match=f"at least 2 that divides the 6 scores, got {size!r}"):
+        group_advantages(torch.ones(6), size)
+    with pytest.raises(ValueError, match=r"scores must be \[B\], got \(2, 3\)"):
+        group_advantages(torch.ones(2, 3), 3)
+    with pytest.raises(ValueError, match='kind must be "mean", "leave_one_out" or "std", got \'rloo\''):
+        group_advantages(torch.ones(6), 3, "rloo")
 
 
 # optimal_baseline

@@ -30,6 +30,13 @@ ALLOWED = {
     "preferences": {"data"},
     "reward_model": {"gpt2", "losses", "plotting", "preferences"},
     "bag_of_words": set(),
+    "preference_losses": {"losses"},
+    "grpo": {"losses", "ppo", "rollout"},
+    "best_of_n": {"gpt2"},
+    "classification": {"baselines", "losses"},
+    "evaluation": set(),
+    "text_env": set(),
+    "q_learning": {"envs", "masking"},
 }
 ALLOWED["checks"] = set(ALLOWED) - {"__init__"}
 

@@ -10,8 +10,11 @@ from rlcourse.losses import (
     clipped_surrogate_loss,
     entropy,
     exact_kl,
+    grpo_loss,
     kl_estimate,
     reinforce_loss,
+    sequence_ratio,
+    sequence_surrogate_loss,
     value_loss,
 )
 
@@ -149,12 +152,130 @@ def test_at_ratio_1_ppo_is_reinforce_times_rows_per_counted_action(randn, prefix
     [
         lambda x, eps: clipped_surrogate_loss(x, x, x, x, eps),
         lambda x, eps: value_loss(x, x, x, x, eps),
+        lambda x, eps: grpo_loss(x, x, x, x, eps),
+        lambda x, eps: sequence_surrogate_loss(x, x, x[:, 0], x, eps),
         lambda x, eps: clip_fraction(x, x, x, eps),
     ],
 )
 def test_clip_eps_must_be_positive(call, clip_eps):
     with pytest.raises(ValueError, match=f"clip_eps must be positive, got {clip_eps}"):
         call(torch.ones(1, 2), clip_eps)
+
+
+# grpo_loss
+
+
+def grpo_by_loop(log_ratio, log_ref_ratio, advantages, mask, clip_eps, kl_coef):
+    """log_ratio: new - old; log_ref_ratio: ref - new."""
+    total = 0.0
+    for b in range(len(mask)):
+        row, length = 0.0, int(mask[b].sum())
+        for t in range(length):
+            ratio, A = math.exp(log_ratio[b, t]), advantages[b].item()
+            bound = 1 + clip_eps if A > 0 else 1 - clip_eps
+            gain = (bound if (ratio - bound) * A > 0 else ratio) * A
+            row += gain - kl_coef * (math.exp(log_ref_ratio[b, t]) - log_ref_ratio[b, t].item() - 1)
+        total += row / length if length else 0.0
+    return -total / len(mask)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+def test_grpo_is_a_mean_over_actions_then_one_over_rows(kl_coef, randn, prefix_mask):
+    logprobs, log_ratio, log_ref_ratio, advantages = randn(6, 7), randn(6, 7), randn(6, 7), randn(6)
+    mask = prefix_mask(7)
+    ref = logprobs + log_ref_ratio if kl_coef else None
+    got = grpo_loss(logprobs, logprobs - log_ratio, advantages, mask, 0.2, ref, kl_coef)
+    assert got.item() == pytest.approx(
+        grpo_by_loop(log_ratio, log_ref_ratio, advantages, mask, 0.2, kl_coef), abs=1e-10
+    )
+    per_action = grpo_loss(logprobs, logprobs - log_ratio, advantages[:, None] * mask, mask, 0.2, ref, kl_coef)
+    torch.testing.assert_close(per_action, got)
+
+
+def test_grpo_of_equal_lengths_is_ppo_and_of_unequal_ones_is_not(randn, prefix_mask):
+    logprobs, old, advantages = randn(6, 7), randn(6, 7), randn(6, 7)
+    ones, mask = torch.ones(6, 7).double(), prefix_mask(7)
+    torch.testing.assert_close(
+        grpo_loss(logprobs, old, advantages, ones), clipped_surrogate_loss(logprobs, old, advantages, ones)
+    )
+    assert (
+        grpo_loss(logprobs, old, advantages, mask) - clipped_surrogate_loss(logprobs, old, advantages, mask)
+    ).abs() > 0.01
+
+
+def test_grpo_gradient_at_ratio_1_by_hand():
+    logprobs = torch.tensor([[0.5, 0.25, 1.0], [0.5, 1.0, 1.0]]).log().requires_grad_()
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    ref = torch.tensor([[0.5, 0.5, 1.0], [0.25, 1.0, 1.0]]).log()
+    loss = grpo_loss(logprobs, logprobs.detach(), torch.tensor([2.0, -1.0]), mask, 0.2, ref, kl_coef=0.5)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    # per action -(A - 0.5 * (1 - ref / pi)) / length / 2 rows
+    expected = [[-2 / 4, -(2 - 0.5 * (1 - 2)) / 4, 0], [-(-1 - 0.5 * (1 - 0.5)) / 2, 0, 0]]
+    torch.testing.assert_close(gradient, torch.tensor(expected))
+
+
+def test_grpo_takes_another_estimator_and_needs_a_reference(randn):
+    x, ref, ones = randn(2, 3), randn(2, 3), torch.ones(2, 3).double()
+    k1 = grpo_loss(x, x, torch.zeros(2), ones, 0.2, ref, 1.0, "k1")
+    torch.testing.assert_close(k1, (x - ref).mean())
+    with pytest.raises(ValueError, match=r"kl_coef is 0\.1, which needs ref_logprobs"):
+        grpo_loss(x, x, torch.zeros(2), ones, kl_coef=0.1)
+    with pytest.raises(ValueError, match=r"advantages must be \[B\] or \[B, T\] for mask \(2, 3\), got \(3,\)"):
+        grpo_loss(x, x, torch.zeros(3), ones)
+
+
+# sequence_ratio, sequence_surrogate_loss
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_sequence_ratio_by_loop(normalise, randn, prefix_mask):
+    logprobs, old, mask = randn(6, 7), randn(6, 7), prefix_mask(7)
+    expected = []
+    for b, length in enumerate(mask.sum(1).long().tolist()):
+        product = math.prod(math.exp(logprobs[b, t] - old[b, t]) for t in range(length))
+        expected.append(product ** (1 / max(length, 1) if normalise else 1))
+    assert sequence_ratio(logprobs, old, mask, normalise).tolist() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "advantage, log_ratios, normalise, value, gradient",
+    [
+        (2.0, [0.1, 0.2], False, -2.4, 0.0),  # exp(0.3) = 1.35: paid up to 1.2, and both actions lose their gradient
+        (2.0, [0.1, 0.2], True, -2 * math.exp(0.15), -2 * math.exp(0.15) / 2),
+        (-2.0, [0.1, 0.2], False, 2 * math.exp(0.3), 2 * math.exp(0.3)),
+        (-2.0, [-0.3, -0.2], True, 2 * 0.8, 0.0),
+        (2.0, [-0.3, -0.2], False, -2 * math.exp(-0.5), -2 * math.exp(-0.5)),
+    ],
+)
+def test_sequence_clip_table(advantage, log_ratios, normalise, value, gradient):
+    logprobs = torch.tensor([log_ratios], requires_grad=True)
+    loss = sequence_surrogate_loss(
+        logprobs, torch.zeros(1, 2), torch.tensor([advantage]), torch.ones(1, 2), 0.2, normalise
+    )
+    assert loss.item() == pytest.approx(value, rel=1e-5)
+    assert torch.autograd.grad(loss, logprobs)[0].tolist() == [pytest.approx([gradient] * 2, rel=1e-5)]
+
+
+def test_the_product_of_ratios_gives_the_true_gradient_far_from_the_old_policy_and_the_others_do_not(randn):
+    old, logits, rewards = randn(3, 3), randn(3, 3).requires_grad_(), randn(3, 3)
+    gradient, weights = true_gradient(logits, rewards), tree_probabilities(old)
+    total = (rewards[STATES, ACTIONS] * MASK).sum(1)
+    old_logprobs = tree_logprobs(old)
+
+    def expected(one):
+        rows = [one(tree_logprobs(logits)[[i]], old_logprobs[[i]], total[[i]], MASK[[i]]) for i in range(len(MASK))]
+        return torch.autograd.grad(-(weights @ torch.stack(rows)), logits)[0]
+
+    product = expected(lambda *x: sequence_surrogate_loss(*x, 1e9, normalise=False))
+    torch.testing.assert_close(product, gradient, rtol=0, atol=1e-10)
+    for other in (lambda *x: sequence_surrogate_loss(*x, 1e9), lambda *x: grpo_loss(*x, 1e9)):
+        assert torch.cosine_similarity(expected(other).flatten(), gradient.flatten(), dim=0) < 0.99
+
+
+def test_sequence_surrogate_names_bad_input():
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"advantages must be \[B\] for mask \(2, 3\), got \(2, 3\)"):
+        sequence_surrogate_loss(x, x, x, x)
 
 
 # value_loss
@@ -355,6 +476,11 @@ PER_ACTION = {
     "reinforce": lambda x, y, m: reinforce_loss(x, y, m),
     "surrogate, new logprobs": lambda x, y, m: clipped_surrogate_loss(x, y, torch.ones_like(x), m),
     "surrogate, advantages": lambda x, y, m: clipped_surrogate_loss(x, torch.zeros_like(x), y, m),
+    "grpo": lambda x, y, m: grpo_loss(x, y, torch.ones(len(x)), m),
+    "grpo, advantages": lambda x, y, m: grpo_loss(x, torch.zeros_like(x), y, m),
+    "grpo, reference": lambda x, y, m: grpo_loss(x, torch.zeros_like(x), torch.zeros(len(x)), m, 0.2, y, 0.5),
+    "sequence surrogate": lambda x, y, m: 1 + sequence_surrogate_loss(x, y, torch.ones(len(x)), m),
+    "product of ratios": lambda x, y, m: sequence_ratio(x, y, m, normalise=False) - 1,
     "value": lambda x, y, m: value_loss(x, y, m),
     "clipped value": lambda x, y, m: value_loss(x, y, m, torch.zeros_like(x), 0.2),
     "clipped value, old values": lambda x, y, m: value_loss(x, torch.zeros_like(x), m, y, 0.2),
@@ -402,6 +528,8 @@ def test_only_logprobs_and_values_carry_gradient(randn):
         (reinforce_loss, ["logprobs", "advantages"]),
         (clipped_surrogate_loss, ["logprobs", "old_logprobs", "advantages"]),
         (value_loss, ["values", "returns"]),
+        (lambda **x: grpo_loss(**x, advantages=torch.ones(2)), ["logprobs", "old_logprobs"]),
+        (lambda **x: sequence_surrogate_loss(**x, advantages=torch.ones(2)), ["logprobs", "old_logprobs"]),
         (kl_estimate, ["logprobs", "other_logprobs"]),
         (lambda **x: clip_fraction(**x, clip_eps=0.2), ["logprobs", "old_logprobs"]),
         (lambda **x: value_loss(x["values"], x["values"], x["mask"], x["old_values"], 0.2), ["values", "old_values"]),

@@ -29,3 +29,6 @@ from rlcourse.checks.n06 import check_action_logprobs, check_k3, check_positions
 from rlcourse.checks.n07 import check_clipped_surrogate_loss, check_gae, check_kl_shaped_rewards, check_reward
 from rlcourse.checks.n08 import check_bradley_terry, check_last_state, check_lower_bound, check_soft_labels
 from rlcourse.checks.n09 import check_blocked_logprobs, check_coverage_score, check_f_score, check_gated_scores
+from rlcourse.checks.n10 import check_cheapest_label, check_class_f1, check_logged_value, check_paid_choice
+from rlcourse.checks.n11 import check_double_estimate, check_epsilon_greedy, check_td_targets, check_text_targets
+from rlcourse.checks.n12 import check_best_of_n, check_group_advantages, check_ipo_loss, check_priced_loss

@@ -1,0 +1,148 @@
+"""Checks for notebook 10."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlcourse.checks.verdict import randn, verdict
+
+
+def check_class_f1(fn: Callable) -> None:
+    """Exercise 10.1: fn(labels [N], predicted [N], num_labels) -> F1 of each class, [num_labels]."""
+    labels, predicted, A = [0, 0, 0, 1, 1, 2, 2, 2, 2, 0], [0, 1, 0, 1, 2, 2, 0, 2, 0, 0], 4
+
+    def table(one: Callable[[int, int, int], float], nothing: float = 0.0) -> Tensor:
+        found = []
+        for c in range(A):
+            tp = sum(y == a == c for y, a in zip(labels, predicted))
+            said, true = predicted.count(c), labels.count(c)
+            found.append(one(tp, said, true) if said + true else nothing)
+        return torch.tensor(found)
+
+    verdict(
+        "exercise 10.1",
+        fn,
+        (torch.tensor(labels), torch.tensor(predicted), A),
+        table(lambda tp, said, true: 2 * tp / (said + true)),
+        {
+            "0 divided by 0: a class that is neither true nor predicted counts 0, not nan": table(
+                lambda tp, said, true: 2 * tp / (said + true), math.nan
+            ),
+            "this is precision: divide by what was predicted and by what is true": table(
+                lambda tp, said, true: tp / said
+            ),
+            "this is recall: saying one label for everything would get full marks there": table(
+                lambda tp, said, true: tp / true
+            ),
+            "this is the plain average of precision and recall, F1 is their harmonic mean": table(
+                lambda tp, said, true: (tp / said + tp / true) / 2
+            ),
+            "the factor 2 is missing: a perfect class must get 1": table(lambda tp, said, true: tp / (said + true)),
+            "this is the accuracy of one class against the rest, which counts texts that have nothing to do with "
+            "the class": table(
+                lambda tp, said, true: (len(labels) - said - true + 2 * tp) / len(labels), 1.0
+            ),
+        },
+    )  # fmt: skip
+
+
+def check_cheapest_label(fn: Callable) -> None:
+    """Exercise 10.2: fn(probabilities [N, A], costs [A, A]) -> the label with the lowest expected cost, [N] long."""
+    p = [[0.6, 0.3, 0.1], [0.2, 0.3, 0.5], [0.1, 0.7, 0.2], [0.34, 0.33, 0.33], [0.5, 0.05, 0.45]]
+    costs = [[0.0, 1.0, 2.0], [4.0, 0.0, 1.0], [9.0, 3.0, 0.0]]  # costs[y][a]: price of saying a where y is true
+
+    def table(price: Callable[[list[float], int], float], best: Callable = min) -> Tensor:
+        rows = [[price(row, a) for a in range(3)] for row in p]
+        return torch.tensor([row.index(best(row)) for row in rows])
+
+    verdict(
+        "exercise 10.2",
+        fn,
+        (torch.tensor(p), torch.tensor(costs)),
+        table(lambda row, a: sum(row[y] * costs[y][a] for y in range(3))),
+        {
+            "the costs are ignored: this is the likeliest label": table(lambda row, a: row[a], max),
+            "the table is read the wrong way round: its rows are the true labels, its columns what is said": table(
+                lambda row, a: sum(row[y] * costs[a][y] for y in range(3))
+            ),
+            "this is the dearest label: costs are to be small": table(
+                lambda row, a: sum(row[y] * costs[y][a] for y in range(3)), max
+            ),
+            "the probabilities are ignored: the same label for every text": table(
+                lambda row, a: sum(costs[y][a] for y in range(3))
+            ),
+        },
+    )
+
+
+def check_logged_value(fn: Callable) -> None:
+    """Exercise 10.3: fn(logits [B, A], actions [B], rewards [B], propensities [B]) -> self-normalised value, scalar."""
+    logits, actions = randn(5, 3), [2, 0, 0, 1, 2]
+    rewards, mu = [1.0, 0.0, 1.0, 1.0, 0.5], [0.2, 0.7, 0.7, 0.1, 0.2]
+    pi = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits.tolist()]
+    chosen = [row[a] for row, a in zip(pi, actions)]
+
+    def value(weights: list[float], over: float | None = None) -> Tensor:
+        return torch.tensor(sum(w * r for w, r in zip(weights, rewards)) / (sum(weights) if over is None else over))
+
+    weights = [p / m for p, m in zip(chosen, mu)]
+    verdict(
+        "exercise 10.3",
+        fn,
+        (logits, torch.tensor(actions), torch.tensor(rewards), torch.tensor(mu)),
+        value(weights),
+        {
+            "this is the mean of the logged rewards: what the old policy earned, not the new one": value([1.0] * 5),
+            "divided by the number of rows: that is the plain estimate; divide by the sum of the weights": value(
+                weights, 5.0
+            ),
+            "the new policy is missing: a weight is pi / propensity, not 1 / propensity": value([1 / m for m in mu]),
+            "the weights are upside down: pi stands above, the propensity below": value(
+                [m / p for p, m in zip(chosen, mu)]
+            ),
+            "the propensities are missing: what was shown often counts too much": value(chosen),
+            "these are log-probabilities in the weights: exponentiate": value(
+                [math.log(p) / m for p, m in zip(chosen, mu)]
+            ),
+        },
+    )
+
+
+def check_paid_choice(fn: Callable) -> None:
+    """Exercise 10.4: fn(logits [B, A], actions [B], labels [B]) -> REINFORCE's loss for the reward 1/0, a scalar."""
+    logits, actions, labels = randn(6, 3), [2, 0, 1, 1, 2, 0], [2, 1, 1, 0, 2, 2]
+    B = len(actions)
+    log_pi = [[x - math.log(sum(map(math.exp, row))) for x in row] for row in logits.tolist()]
+    rewards = [float(a == y) for a, y in zip(actions, labels)]
+    others = [(sum(rewards) - r) / (B - 1) for r in rewards]
+
+    def loss(factor: Callable[[int], float], baseline: list[float]) -> Tensor:
+        return torch.tensor(-sum(factor(b) * (rewards[b] - baseline[b]) for b in range(B)) / B)
+
+    cross_entropy = torch.tensor(-sum(row[y] for row, y in zip(log_pi, labels)) / B)
+    right = loss(lambda b: log_pi[b][actions[b]], others)
+    verdict(
+        "exercise 10.4",
+        fn,
+        (logits.requires_grad_(), torch.tensor(actions), torch.tensor(labels)),
+        right,
+        {
+            "this is the log-probability of the true label: the choice that was paid is the action": loss(
+                lambda b: log_pi[b][labels[b]], others
+            ),
+            "this is cross-entropy: it is told the label, and never looks at the reward": cross_entropy,
+            "this is cross-entropy with its sign turned: it learns to be wrong": -cross_entropy,
+            "the sign is flipped: minimised, this makes well-paid choices rarer": -right,
+            "the baseline holds the row's own reward: take the mean of the others": loss(
+                lambda b: log_pi[b][actions[b]], [sum(rewards) / B] * B
+            ),
+            "there is no baseline: subtract the mean reward of the other rows": loss(
+                lambda b: log_pi[b][actions[b]], [0.0] * B
+            ),
+            "these are probabilities: the logarithm is missing": loss(
+                lambda b: math.exp(log_pi[b][actions[b]]), others
+            ),
+        },
+    )
