@@ -65,6 +65,9 @@ def check_epsilon_greedy(fn: Callable) -> None:
             "the best action is missing among 'any action': exploring draws from all V, the best one too": table(
                 1 - epsilon, epsilon / (V - 1), 0.0, "first"
             ),
+            "this looks for the largest value in the whole batch, not in each row": torch.stack(
+                [(1 - epsilon) * (row == q.max()).float() + epsilon / V for row in q]
+            ),
             "of equally good actions only the first gets the greedy part": table(
                 1 - epsilon, 0.0, epsilon / V, "first"
             ),
@@ -140,6 +143,9 @@ def check_text_targets(fn: Callable) -> None:
         {
             "the last place of a row looks at the first: roll wraps around, and short texts look beyond theirs": table(
                 lambda t, n: (t + 1) % 4
+            ),
+            "the roll is repaired in short texts only: the last place of a full row still looks at the first": table(
+                lambda t, n: t + 1 if t + 1 < n else (0 if n == 4 else None)
             ),
             "the roll is repaired in full rows only: a text that ended early still looks behind its end": table(
                 lambda t, n: t + 1 if t + 1 < 4 else None

@@ -43,7 +43,7 @@ SETTINGS = dict(texts=64, iterations=160, hidden=32, explore=80, steps=4, capaci
 TASKS = {"8, at once": (8, True), "8, at the end": (8, False), "64, at once": (64, True), "64, at the end": (64, False)}
 TRIED = dict(  # learning rate, entropy coefficient
     q=[(3e-3, 0.0), (1e-2, 0.0), (2e-2, 0.0)],
-    reinforce=[(3e-3, 0.01), (1e-2, 0.003), (1e-2, 0.01), (1e-2, 0.03), (2e-2, 0.01)],
+    reinforce=[(3e-3, 0.01), (1e-2, 0.003), (1e-2, 0.01), (1e-2, 0.03), (1e-2, 0.1), (1e-2, 0.3), (2e-2, 0.01)],
     ppo=[(3e-3, 0.1), (1e-2, 0.03), (1e-2, 0.1), (1e-2, 0.3), (2e-2, 0.1)],
 )
 VARIANTS = ("q, no target network", "q, no replay", "q, neither")  # on the first vocabulary, paid at the end
