@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from rlcourse.baselines import leave_one_out_baseline
@@ -58,14 +58,14 @@ def load_classifier(
     name_or_path: str = "small",
     num_labels: int = 2,
     texts: list[str] | None = None,
-    tokenizer: BertTokenizer | None = None,
+    tokenizer=None,
     dropout: float = 0.0,
     device=None,
 ) -> TextClassifier:
     """A BERT with a fresh output layer: "small" is built here, anything else is a Hugging Face id or a folder.
 
-    "small": one layer of width 64 with random weights from torch's global generator; its tokenizer, a WordPiece of
-    4,000 tokens, is trained on `texts` unless one is given. "bert-base-uncased" is fetched on first use. device:
+    "small": one layer of width 64 with random weights from torch's global generator; its tokenizer, a BPE of at
+    most 4,000 tokens, is trained on `texts` unless one is given. "bert-base-uncased" is fetched on first use. device:
     default is the GPU when there is one. Raises ValueError, naming what is accepted, for anything else.
     """
     if num_labels < 2 or not 0 <= dropout < 1:
@@ -83,10 +83,20 @@ def load_classifier(
     return TextClassifier(bert, tokenizer).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _train_tokenizer(texts: list[str], vocab_size: int = 4000) -> BertTokenizer:
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, show_progress=False)
-    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True)
+def _train_tokenizer(texts: list[str], vocab_size: int = 4000) -> PreTrainedTokenizerFast:
+    """Lower-case byte-level BPE with [CLS] and [SEP]; a WordPiece would break ties by chance, this can be repeated."""
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.BertNormalizer(lowercase=True)
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+    special, alphabet = ["[PAD]", "[CLS]", "[SEP]"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    ends = [(token, bpe.token_to_id(token)) for token in special[1:]]
+    bpe.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    marks = dict(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **marks)
 
 
 def _pretrained(name_or_path, rates: dict) -> tuple[nn.Module, object]:

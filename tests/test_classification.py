@@ -18,6 +18,7 @@ from rlcourse.classification import (
     logged_reward_loss,
     sampled_reward_loss,
 )
+from rlcourse.data import load_prompts
 
 TEXTS = ["a good film", "a bad film, and long", "good fun", "dull", "the film is not good at all", "fun for all"] * 3
 
@@ -288,8 +289,9 @@ def small():
 
 def test_rows_are_framed_and_read_back(small):
     rows = small.encode(["A good FILM", "unheard"])
-    assert small.tokenizer.decode(rows[0]) == "[CLS] a good film [SEP]"
+    assert small.tokenizer.decode(rows[0][1:-1]) == " a good film"
     assert rows[1][0] == small.tokenizer.cls_token_id and rows[1][-1] == small.tokenizer.sep_token_id
+    assert small.tokenizer.pad_token_id == small.bert.config.pad_token_id == 0
 
 
 def test_padding_and_company_change_nothing(small):
@@ -317,6 +319,12 @@ def test_long_texts_are_cut(small):
 def test_wrong_texts(small, texts):
     with pytest.raises(ValueError, match="texts must be"):
         small.encode(texts)
+
+
+def test_training_the_tokenizer_can_be_repeated():
+    """`tokenizers` trains a WordPiece differently each time, in this process too."""
+    vocabularies = [load_classifier(texts=load_prompts(), device="cpu").tokenizer.get_vocab() for _ in range(4)]
+    assert all(v == vocabularies[0] for v in vocabularies) and len(vocabularies[0]) > 300
 
 
 def test_a_tokenizer_can_be_shared(small):

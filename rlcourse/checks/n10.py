@@ -39,6 +39,9 @@ def check_class_f1(fn: Callable) -> None:
             "this is the plain average of precision and recall, F1 is their harmonic mean": table(
                 lambda tp, said, true: (tp / said + tp / true) / 2
             ),
+            "this is TP / (TP + FP + FN), the Jaccard index: F1 counts the hits twice, above and below": table(
+                lambda tp, said, true: tp / max(1, said + true - tp)
+            ),
             "the factor 2 is missing: a perfect class must get 1": table(lambda tp, said, true: tp / (said + true)),
             "this is the accuracy of one class against the rest, which counts texts that have nothing to do with "
             "the class": table(
@@ -98,7 +101,11 @@ def check_logged_value(fn: Callable) -> None:
             "divided by the number of rows: that is the plain estimate; divide by the sum of the weights": value(
                 weights, 5.0
             ),
-            "the new policy is missing: a weight is pi / propensity, not 1 / propensity": value([1 / m for m in mu]),
+            "the new policy is missing: a weight is pi / propensity, not 1 / propensity. (Or it was lost: a [B, 1] met "
+            "a [B] and made a [B, B].)": value([1 / m for m in mu]),
+            "these are logits in the weights: the softmax is missing": value(
+                [row[a] / m for row, a, m in zip(logits.tolist(), actions, mu)]
+            ),
             "the weights are upside down: pi stands above, the propensity below": value(
                 [m / p for p, m in zip(chosen, mu)]
             ),
@@ -141,6 +148,8 @@ def check_paid_choice(fn: Callable) -> None:
             "there is no baseline: subtract the mean reward of the other rows": loss(
                 lambda b: log_pi[b][actions[b]], [0.0] * B
             ),
+            "this is 0 for any policy: a [B, 1] met a [B] and made a [B, B], so that every choice got every row's "
+            "advantage": torch.tensor(0.0),
             "these are probabilities: the logarithm is missing": loss(
                 lambda b: math.exp(log_pi[b][actions[b]]), others
             ),

@@ -39,6 +39,7 @@ CLASS_F1 = {
     "this is precision": lambda y, a, A: safe(counts(y, a, A)[0], counts(y, a, A)[1]),
     "this is recall": lambda y, a, A: safe(counts(y, a, A)[0], counts(y, a, A)[2]),
     "this is the plain average": plain_average,
+    "the Jaccard index": lambda y, a, A: safe(harmonic(y, a, A), 2 * torch.ones(A)) / (1 - harmonic(y, a, A) / 2),
     "the factor 2 is missing": lambda y, a, A: harmonic(y, a, A) / 2,
     "accuracy of one class against the rest": lambda y, a, A: torch.stack(
         [((y == c) == (a == c)).float().mean() for c in range(A)]
@@ -90,6 +91,7 @@ LOGGED_VALUE = {
     "this is the mean of the logged rewards": lambda z, a, r, mu: r.mean(),
     "divided by the number of rows": lambda z, a, r, mu: (chosen(z, a) / mu * r).mean(),
     "the new policy is missing": lambda z, a, r, mu: weighted(1 / mu, r),
+    "these are logits in the weights": lambda z, a, r, mu: weighted(z[torch.arange(len(a)), a] / mu, r),
     "the weights are upside down": lambda z, a, r, mu: weighted(mu / chosen(z, a), r),
     "the propensities are missing": lambda z, a, r, mu: weighted(chosen(z, a), r),
     "these are log-probabilities": lambda z, a, r, mu: weighted(chosen(z, a).log() / mu, r),
@@ -128,6 +130,9 @@ PAID_CHOICE = {
     "the sign is flipped": lambda z, a, y: -paid_by_loop(z, a, y),
     "the baseline holds the row's own reward": lambda z, a, y: paid(z, a, one(a, y), one(a, y).mean()),
     "there is no baseline": lambda z, a, y: paid(z, a, one(a, y), 0.0),
+    "every choice got every row's": lambda z, a, y: (
+        -(torch.log_softmax(z, 1).gather(1, a[:, None]) * (one(a, y) - others(one(a, y)))).mean()
+    ),
     "the logarithm is missing": lambda z, a, y: -(chosen(z, a) * (one(a, y) - others(one(a, y)))).mean(),
     "no gradient reaches": lambda z, a, y: paid_by_loop(z.detach(), a, y),
     "expected\n": lambda z, a, y: paid_by_loop(z, a, y) * len(a),
