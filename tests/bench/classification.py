@@ -234,9 +234,7 @@ def main() -> None:
         tables["curves"].extend(head | point for point in curve)
         for name, said in predictions.items():
             tables["predictions"].append(head | dict(texts=name, said="".join("abcde"[a] for a in said.tolist())))
-        settings = (
-            f"batch {BATCH}, five seeds, costs {COSTS.tolist()}, old policy {OPTIMISM}, clicks {CLICK}, rates {RATES}"
-        )
+        settings = f"batch {BATCH}, bonus {BONUS}, costs {COSTS.tolist()}, log {OPTIMISM}, {CLICK}, rates {RATES}"
         for name, rows in tables.items():
             write(f"10_{name}", rows, __file__, settings, ("transformers", "tokenizers"))
         top = max(p["validation"] for p in curve)
