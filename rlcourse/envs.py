@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcourse.baselines import flat_gradient, score_functions
+from rlcourse.masking import last_counted
 from rlcourse.rollout import Rollout, sample_tokens
 
 LIMIT = 2**17  # texts to list, at most
@@ -57,8 +58,7 @@ class TokenMDP:
         mask = mask.double()
         rewards = torch.as_tensor(self._reward(actions, mask), dtype=torch.float64)
         if rewards.shape == mask.shape[:1]:
-            last = mask - torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-            rewards = torch.where(last > 0, rewards[:, None], 0)
+            rewards = torch.where(last_counted(mask) > 0, rewards[:, None], 0)
         if rewards.shape != mask.shape:
             raise ValueError(f"reward must return [N] or [N, T] for actions {tuple(actions.shape)}, "
                              f"got shape {tuple(rewards.shape)}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Means and whitening over the counted actions of a [B, T] batch."""
+"""Means, whitening and ends over the counted actions of a [B, T] batch."""
 
 import torch
 from torch import Tensor
@@ -23,6 +23,14 @@ def check_shapes(mask: Tensor, **tensors: Tensor) -> None:
         raise ValueError("mask must hold only 0 and 1 (1 = this action counts)")
     if not torch.equal(mask.cummin(1).values, mask):
         raise ValueError("each row of mask must be ones, then zeros: what counts is the beginning of a response")
+
+
+def last_counted(mask: Tensor) -> Tensor:
+    """1 at the last counted action of each row, the one whose right neighbour does not count.
+
+    mask: [B, T], ones, then zeros -> [B, T]. A row in which nothing counts has none.
+    """
+    return mask - torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlcourse.envs import TokenMDP
-from rlcourse.masking import check_shapes, masked_mean
+from rlcourse.masking import check_shapes, last_counted, masked_mean
 
 
 def td_target(
@@ -56,8 +56,8 @@ def transitions(actions: Tensor, rewards: Tensor, mask: Tensor, vocab_size: int)
         columns.append(state)
         state = state * vocab_size + tokens + 1
     states, following = torch.stack(columns, 1), torch.stack([*columns[1:], state], 1)
-    dones = mask - torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
-    following, counted = torch.where(dones > 0, 0, following), mask > 0
+    dones, counted = last_counted(mask), mask > 0
+    following = torch.where(dones > 0, 0, following)
     return Transitions(*(x[counted] for x in (states, actions, rewards, following, dones)))
 
 
@@ -153,9 +153,8 @@ def dqn_loss(
     if q.shape != target_q.shape or q.shape[:-1] != mask.shape:
         raise ValueError(f"q and target_q must be [B, T, V] with [B, T] = {tuple(mask.shape)}, "
                          f"got {tuple(q.shape)} and {tuple(target_q.shape)}")  # fmt: skip
-    dones = mask - torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)  # 1 at the last counted action
     following = [torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], dim=1) for x in (target_q, q)]
-    targets = td_target(rewards, following[0], dones, gamma, following[1] if double else None)
+    targets = td_target(rewards, following[0], last_counted(mask), gamma, following[1] if double else None)
     errors = q.gather(-1, actions[..., None])[..., 0] - targets
     return masked_mean(errors**2, mask)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlcourse.masking import check_shapes
+from rlcourse.masking import check_shapes, last_counted
 
 
 def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
@@ -48,7 +48,7 @@ def gae(
         rewards, values = (torch.where(mask > 0, x, 0) for x in (rewards, values))
         next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # 0 after the end
         if last_values is not None:
-            next_values = next_values + last_values[:, None] * _last_counted(mask)
+            next_values = next_values + last_values[:, None] * last_counted(mask)
         goes_on = mask
         if dones is not None:
             check_shapes(mask, dones=dones)
@@ -78,7 +78,7 @@ def kl_shaped_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, ma
     with torch.no_grad():
         scores = scores.to(mask.device)
         if scores.ndim == 1:
-            scores = scores[:, None] * _last_counted(mask)
+            scores = scores[:, None] * last_counted(mask)
         return torch.where(mask > 0, scores - kl_coef * (logprobs - ref_logprobs), 0)
 
 
@@ -118,11 +118,6 @@ class AdaptiveKL:
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * num_samples / self.horizon
         return self.kl_coef
-
-
-def _last_counted(mask: Tensor) -> Tensor:
-    """[B, T]: 1 at the last counted action of each row, the one whose right neighbour does not count."""
-    return mask - torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
 
 
 def _sums_ahead(x: Tensor, carry: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ ALLOWED = {
     "rollout": set(),
     "baselines": {"masking"},
     "reinforce": {"losses", "masking", "rollout"},
-    "envs": {"baselines", "rollout"},
+    "envs": {"baselines", "masking", "rollout"},
     "control": {"rollout"},
     "rnn": set(),
     "ppo": {"losses", "masking", "rollout"},

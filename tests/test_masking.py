@@ -3,7 +3,7 @@ import statistics
 import pytest
 import torch
 
-from rlcourse.masking import masked_mean, masked_whiten
+from rlcourse.masking import last_counted, masked_mean, masked_whiten
 
 NAN, INF = float("nan"), float("inf")
 LENGTHS = [1, 2, 3, 7, 33]
@@ -114,3 +114,9 @@ def test_bad_input_is_named(function, x, mask, error, message):
 def test_a_mask_with_a_gap_is_named():
     with pytest.raises(ValueError, match="ones, then zeros"):
         masked_mean(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 1.0]]))
+
+
+def test_last_counted_is_the_end_of_each_row():
+    mask = torch.tensor([[1.0, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]])
+    expected = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]])
+    assert torch.equal(last_counted(mask), expected)
