@@ -37,6 +37,8 @@ ALLOWED = {
     "evaluation": set(),
     "text_env": set(),
     "q_learning": {"envs", "masking"},
+    "diagnostics": {"gpt2", "losses", "masking", "rollout"},
+    "museum": {"data", "diagnostics", "gpt2", "masking", "plotting", "ppo", "returns", "rewards", "rollout"},
 }
 ALLOWED["checks"] = set(ALLOWED) - {"__init__"}
 
