@@ -33,6 +33,6 @@ peers: .venv-peers/ready  # the comparisons with other libraries, in an environm
 
 .venv/ready-%: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(if $(filter test,$*),.[test],.)"
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(if $(filter test,$*),.[test,teach],.)"
 	$(RUN) -m rlcourse.data
 	touch $@
