@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Recipe:
     sample: Callable = sample_responses
     shape: Callable = kl_shaped_rewards
     update: Callable = ppo_update
-    cfg: PPOConfig = PPOConfig()
+    cfg: PPOConfig = field(default_factory=PPOConfig)
     lr: float = 2e-4
     value_lr: float = 1e-3
     kl_coef: float = 0.045

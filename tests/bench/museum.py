@@ -31,7 +31,13 @@ def main() -> None:
             done.append((steps, texts))
             print(*RUNS[len(done) - 1], {k: round(steps[-1][k], 3) for k in ("score", "kl", "entropy")}, flush=True)
             for name, rows in zip(("history", "texts"), zip(*done)):  # after every run: an interruption loses one
-                write(f"13_{name}", sum(rows, []), __file__, f"steps {STEPS}, {museum.HEALTHY.cfg}", ("transformers",))
+                write(
+                    f"13_{name}",
+                    [row for part in rows for row in part],
+                    __file__,
+                    f"steps {STEPS}, {museum.HEALTHY.cfg}",
+                    ("transformers",),
+                )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is wrong with a PPO run? Measurements of a rollout, invariants they must satisfy, and findings in a history."""
+"""Numbers that a healthy rollout determines, and a broken one gets wrong."""
 
 import math
 
@@ -65,7 +65,7 @@ def _one_token_at_a_time(policy: GPT2Policy, rollout: Rollout, rows: int) -> dic
     gaps: dict[int, float] = {-1: 0.0, 0: 0.0, 1: 0.0}
     for row in range(min(rows, len(rollout))):
         n, old = int(rollout.mask[row].sum()), rollout.old_logprobs[row]
-        steps = [_next_logprobs(policy, rollout, row, t) for t in range(n + 1)]
+        steps = [next_logprobs(policy, rollout, row, t) for t in range(n + 1)]
         for t in range(n):
             for shift in gaps:
                 if 0 <= t + shift:
@@ -75,7 +75,7 @@ def _one_token_at_a_time(policy: GPT2Policy, rollout: Rollout, rows: int) -> dic
     return dict(token_gap=gaps[0], shift=float(shift) if gaps[shift] < 0.05 else math.nan)
 
 
-def _next_logprobs(policy: GPT2Policy, rollout: Rollout, row: int, t: int) -> Tensor:
+def next_logprobs(policy: GPT2Policy, rollout: Rollout, row: int, t: int) -> Tensor:
     """[V]: what follows the first t actions of a row, from the language model alone, at the sampling temperature."""
     inputs = rollout.inputs[row]
     ids = torch.cat([inputs.ids[0][inputs.mask[0] > 0], rollout.actions[row, :t]])
