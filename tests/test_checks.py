@@ -1,16 +1,26 @@
 """Each check is given right answers, which it must accept, and the known mistakes, which it must call by name.
 
-The answers stand in tests/answers/nNN.py, as a learner would write them; they share no line with the package.
+The answers stand in tests/answers/nNN.py, as a learner would write them; they share no line with the package. They meet
+the check's own inputs and, one by one, others that it never uses: more seeds, in float32 and in float64.
 """
 
 import importlib.util
+import json
+import re
 import sys
+import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rlcourse import checks
+from rlcourse.checks import verdict
+from rlcourse.checks.limit import TimeUp, within
+
+ROOT = Path(__file__).parent.parent
 
 
 def answers_of(path):
@@ -25,24 +35,67 @@ OWN_COMPARISON = {name for module in MODULES for name in getattr(module, "OWN_CO
 BY_VERDICT = [name for name in EXERCISES if name not in OWN_COMPARISON]
 RIGHT = [(name, key) for name, (_, answers) in EXERCISES.items() for key in answers if key.startswith("right")]
 WRONG = [(name, key) for name, (_, answers) in EXERCISES.items() for key in answers if not key.startswith("right")]
+OTHER_INPUTS = [(seed, dtype) for seed in (20, 21, 22, 23) for dtype in (torch.float32, torch.float64)]
 
 
 def check(name):
     return getattr(checks, f"check_{name}")
 
 
+def right(name):
+    return EXERCISES[name][1]["right"]
+
+
+def in_dtype(fn, dtype):
+    """The same answer, its numbers in another dtype."""
+
+    def converted(*args):
+        answer = fn(*args)
+        return answer.to(dtype) if isinstance(answer, torch.Tensor) else answer
+
+    return converted
+
+
+def message_of(name, fn):
+    """The AssertionError's text, which begins with the exercise; nothing is printed."""
+    with pytest.raises(AssertionError) as error:
+        check(name)(fn)
+    start = f"exercise {EXERCISES[name][0]}: "
+    assert str(error.value).startswith(start)
+    return str(error.value).removeprefix(start)
+
+
+def says(key, message):
+    """Whether the message names this mistake; the sizes in a message about shapes change with the inputs."""
+    if "got (" in key:
+        return re.match(r"(the shape must be|expected a float tensor of shape) \(.*\).* got \(", message)
+    return key in message
+
+
+def arguments_of(name, monkeypatch):
+    """[(args, right, mistakes)], one for each case of the check."""
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[check(name).__module__], "verdict", lambda fn, *rest: seen.append(rest))
+        check(name)(None)
+    return seen
+
+
 @pytest.fixture(autouse=True)
 def not_strict(monkeypatch):
     monkeypatch.delenv("RLCOURSE_STRICT", raising=False)
-
-
-def test_a_reward_that_is_always_the_same_is_questioned(capsys):
-    checks.check_reward(lambda prompts, responses: torch.ones(len(responses)))
-    assert "all score the same" in capsys.readouterr().out
+    monkeypatch.setattr(verdict, "_state", {})
 
 
 def test_every_check_is_tested():
     assert {name for name in vars(checks) if name.startswith("check_")} == {f"check_{name}" for name in EXERCISES}
+    assert verdict.EXERCISES == {number: name for name, (number, _) in EXERCISES.items()}
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_banks_are_large_enough(name):
+    keys = list(EXERCISES[name][1])
+    assert sum(not key.startswith("right") for key in keys) >= 6 and sum(key.startswith("right") for key in keys) >= 2
 
 
 @pytest.mark.parametrize("name, key", RIGHT)
@@ -54,23 +107,70 @@ def test_right_answers_are_accepted(name, key, strict, monkeypatch, capsys):
     assert capsys.readouterr().out == f"exercise {number}: right\n"
 
 
+@pytest.mark.parametrize("name, key", RIGHT)
+def test_right_answers_are_accepted_on_other_inputs(name, key, monkeypatch):
+    for case in OTHER_INPUTS:
+        monkeypatch.setattr(verdict, "CASES", [case])
+        check(name)(EXERCISES[name][1][key])
+
+
 @pytest.mark.parametrize("name, key", WRONG)
 def test_mistakes_are_named(name, key, capsys):
-    number, answers = EXERCISES[name]
-    with pytest.raises(AssertionError) as error:
-        check(name)(answers[key])
-    assert str(error.value).startswith(f"exercise {number}: ") and key in str(error.value)
+    assert key in message_of(name, EXERCISES[name][1][key])
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name, key", WRONG)
+def test_mistakes_are_named_on_other_inputs(name, key, monkeypatch):
+    for case in OTHER_INPUTS:
+        monkeypatch.setattr(verdict, "CASES", [case])
+        message = message_of(name, EXERCISES[name][1][key])
+        assert says(key, message), (case, message)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_an_answer_in_another_dtype_is_judged_by_its_numbers(name, dtype):
+    for key, fn in EXERCISES[name][1].items():
+        if key.startswith("right"):
+            check(name)(in_dtype(fn, dtype))
+        else:
+            message = message_of(name, in_dtype(fn, dtype))
+            assert says(key, message) or "expected" in key + message, (key, message)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_integers_and_complex_numbers(name, monkeypatch, capsys):
+    fractions = name in OWN_COMPARISON or any((x != x.round()).any() for _, x, _ in arguments_of(name, monkeypatch))
+    capsys.readouterr()
+    if fractions:
+        assert "expected\n" not in message_of(name, in_dtype(right(name), torch.int64))
+    else:
+        check(name)(in_dtype(right(name), torch.int64))
+    assert "complex64" in message_of(name, in_dtype(right(name), torch.complex64))
 
 
 @pytest.mark.parametrize("name", BY_VERDICT)
 def test_every_mistake_that_a_check_knows_is_made_above(name, monkeypatch):
-    known = {}
-    module = sys.modules[check(name).__module__]
-    monkeypatch.setattr(module, "verdict", lambda name, fn, args, right, mistakes: known.update(mistakes))
-    check(name)(None)
     wrong = [key for key in EXERCISES[name][1] if not key.startswith("right")]
-    assert len(known) >= 3 and all(sum(key in mistake for key in wrong) == 1 for mistake in known)
+    for _, _, known in arguments_of(name, monkeypatch):
+        assert len(known) >= 3 and all(sum(key in mistake for key in wrong) == 1 for mistake in known)
+
+
+@pytest.mark.parametrize("name", BY_VERDICT)
+def test_inputs(name, monkeypatch):
+    """Other numbers in each case, in its dtype, whatever the global seed; none that asks for a gradient goes unused."""
+    torch.manual_seed(1)
+    state, found = torch.get_rng_state(), arguments_of(name, monkeypatch)
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(2)
+    again = arguments_of(name, monkeypatch)
+    assert str(found) == str(again) and len({str(args) for args, _, _ in found}) == len(found) >= 3
+    for (args, _, _), (_, dtype) in zip(found, verdict.CASES):
+        assert all(x.dtype == dtype for x in args if isinstance(x, torch.Tensor) and x.is_floating_point())
+        if any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+            message = message_of(name, lambda *args: right(name)(*args).detach())
+            assert "no gradient reaches the log-probabilities" in message
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -83,32 +183,30 @@ def test_unattempted(name, monkeypatch, capsys):
     monkeypatch.setenv("RLCOURSE_STRICT", "1")
     with pytest.raises(NotImplementedError):
         check(name)(stub)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_nothing_returned(name):
-    with pytest.raises(AssertionError, match="nothing is returned"):
-        check(name)(lambda *args: None)
+    assert "nothing is returned" in message_of(name, lambda *args: None)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-@pytest.mark.parametrize("answer, kind", [(0.5, "float"), ([1.0], "list"), ("text", "str")])
-def test_wrong_type(name, answer, kind):
-    with pytest.raises(AssertionError, match=f"expected a (float )?tensor.*got {kind}"):
-        check(name)(lambda *args: answer)
+@pytest.mark.parametrize("answer", [0.5, 1, True, [1.0], (torch.ones(2), 1), "text", np.ones(3), {}], ids=repr)
+def test_wrong_type(name, answer):
+    assert re.search(f"expected a (float )?tensor.*got {type(answer).__name__}", message_of(name, lambda *args: answer))
 
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_wrong_shape(name):
-    with pytest.raises(AssertionError, match=r"shape.*got \(7, 3\)"):
-        check(name)(lambda *args: torch.rand(7, 3))
+    for answer in (torch.rand(7, 3), torch.rand(7, 3, requires_grad=True), torch.zeros(7, 3, dtype=torch.bool)):
+        assert re.search(r"shape.*got \(7, 3\)", message_of(name, lambda *args: answer))
 
 
-@pytest.mark.parametrize("name", BY_VERDICT)
+@pytest.mark.parametrize("name", EXERCISES)
 def test_nan_is_not_right(name):
-    right = EXERCISES[name][1]["right"]
-    with pytest.raises(AssertionError):
-        check(name)(lambda *args: right(*args) * float("nan"))
+    for wrong in (float("nan"), float("inf")):
+        message_of(name, lambda *args: right(name)(*args) * wrong)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -116,8 +214,11 @@ def test_the_learners_own_error_comes_through(name):
     def broken(*args):
         raise KeyError("mine")
 
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(KeyError, match="mine") as error:
         check(name)(broken)
+    start = f"exercise {EXERCISES[name][0]}: your function raised this for the arguments "
+    assert error.value.__notes__[0].startswith(start) and len(error.value.__notes__) == 1
+    assert error.traceback[-1].name == "broken" and len(error.traceback) <= 5
 
 
 @pytest.mark.parametrize("name", BY_VERDICT)
@@ -127,18 +228,175 @@ def test_an_answer_that_changes_its_arguments_in_place_cannot_pass_by_it(name):
     def zeros(*args):
         for x in args:
             if isinstance(x, torch.Tensor):
-                x.zero_()
-        return EXERCISES[name][1]["right"](*args) * 0
+                x.data.zero_()
+        return right(name)(*args) * 0
 
     for _ in range(2):
         with pytest.raises((AssertionError, RuntimeError, IndexError)):
             check(name)(zeros)
-    check(name)(EXERCISES[name][1]["right"])
+    check(name)(right(name))
+
+
+def patient(*args):
+    while True:
+        pass
+
+
+def stubborn(*args):
+    while True:
+        try:
+            for _ in range(100):
+                pass
+        except Exception:
+            pass
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-def test_a_check_leaves_the_random_numbers_alone(name):
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    check(name)(EXERCISES[name][1]["right"])
-    assert torch.get_rng_state().equal(state)
+@pytest.mark.parametrize("endless", [patient, stubborn])
+def test_an_endless_loop_is_ended(name, endless, monkeypatch):
+    monkeypatch.setattr(verdict, "SECONDS", 0.02)
+    start, threads = time.monotonic(), threading.active_count()
+    assert message_of(name, endless).startswith("no answer after 0.")
+    assert time.monotonic() - start < 5 and threading.active_count() == threads
+    monkeypatch.undo()
+    check(name)(right(name))
+
+
+def test_the_time_limit_works_in_another_thread(monkeypatch):
+    monkeypatch.setattr(verdict, "SECONDS", 0.02)
+    messages = []
+    thread = threading.Thread(target=lambda: messages.append(message_of("gae", stubborn)))
+    thread.start()
+    thread.join(10)
+    assert messages == ["no answer after 0.02 seconds: an endless loop?"]
+
+
+def test_the_time_limit_never_strikes_afterwards():
+    """Work that takes just about as long as it may: either it ends or it does not, and nothing comes later."""
+    ends = 0
+    for _ in range(300):
+        end = time.monotonic() + 0.002
+        try:
+            within(0.002, lambda end=end: all(time.monotonic() < end for _ in iter(int, 1)))
+            ends += 1
+        except TimeUp:
+            pass
+        for _ in range(100):  # where a late interrupt would strike
+            pass
+    assert 0 <= ends <= 300
+
+
+def test_a_wait_outside_python_is_left_behind():
+    start = time.monotonic()
+    with pytest.raises(TimeUp):
+        within(0.02, lambda: time.sleep(3))
+    assert time.monotonic() - start < 2.5
+
+
+def test_a_bare_except_does_not_outlive_the_limit(monkeypatch):
+    def deaf(*args):
+        while True:
+            try:
+                sum(range(1000))
+            except:  # noqa: E722
+                sum(range(1000))
+
+    monkeypatch.setattr(verdict, "SECONDS", 0.02)
+    assert "endless loop" in message_of("gae", deaf)
+
+
+def test_what_is_right_for_the_first_inputs_only():
+    calls = []
+
+    def first_only(*args):
+        calls.append(args)
+        return right("gae")(*args) * (1 if len(calls) == 1 else 2)
+
+    assert "right for the first inputs, wrong for others" in message_of("gae", first_only)
+    assert len(calls) == 2
+
+
+def test_float32_only_is_enough_but_a_real_error_in_float64_is_none():
+    checks.check_gae(lambda r, *rest: right("gae")(r + (r @ torch.zeros(5, 5)), *rest))
+
+    def broken(r, *rest):
+        return right("gae")(r, *rest) if r.dtype == torch.float32 else [][0]
+
+    with pytest.raises(IndexError):
+        checks.check_gae(broken)
+
+
+def test_torch_raises_the_class_of_a_stub_too():
+    """An attempt that calls softmax on integers is no stub."""
+    with pytest.raises(NotImplementedError, match="implemented for"):
+        checks.check_gae(lambda r, *rest: r.long().softmax(1))
+
+
+def test_the_check_wants_the_function_itself():
+    assert "your function itself" in message_of("gae", torch.ones(2))
+
+
+def test_a_reward_that_is_always_the_same_is_questioned(capsys):
+    checks.check_reward(lambda prompts, responses: torch.ones(len(responses)))
+    assert "all score the same" in capsys.readouterr().out
+
+
+def test_a_check_whose_mistakes_coincide_does_not_run():
+    @verdict.exercise("99.1")
+    def check_nothing(fn, draw):
+        x = draw.randn(3)
+        verdict.verdict(fn, (x,), x, {"twice": 2 * x, "doubled": x + x})
+
+    del verdict.EXERCISES["99.1"]
+    with pytest.raises(RuntimeError, match="exercise 99.1: no inputs found"):
+        check_nothing(lambda x: x)
+
+
+def test_progress(capsys):
+    checks.progress()
+    assert capsys.readouterr().out == "no exercise was checked in this kernel yet\n"
+    checks.check_gae(right("gae"))
+    message_of("kl_shaped_rewards", lambda *args: None)
+    with pytest.raises(KeyError):
+        checks.check_reward(lambda prompts, responses: {}[0])
+    capsys.readouterr()
+    checks.progress()
+    assert capsys.readouterr().out == (
+        "07.1  kl_shaped_rewards       wrong so far\n"
+        "07.2  gae                     right\n"
+        "07.3  clipped_surrogate_loss  not attempted yet\n"
+        "07.4  reward                  wrong so far\n"
+        "1 of 4 exercises done\n"
+    )
+    message_of("gae", lambda *args: None)
+    checks.check_k3(right("k3"))
+    capsys.readouterr()
+    checks.progress()
+    assert capsys.readouterr().out.endswith("07.4  reward                  wrong so far\n1 of 8 exercises done\n")
+    checks.progress("00")
+    assert capsys.readouterr().out.endswith("not attempted yet\n0 of 4 exercises done\n")
+    checks.progress("all")
+    assert capsys.readouterr().out.endswith(f"1 of {len(EXERCISES)} exercises done\n")
+    checks.progress("no such")
+    assert capsys.readouterr().out == "no exercises in 'no such'\n"
+
+
+def exercises_of_lessons():
+    """{name: worked answer} of every exercise in the notebooks."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        worked = ROOT / "notebooks" / "solutions" / "answers" / f"n{path.name[:2]}.py"
+        for name, mine in re.findall(r"^checks\.check_(\w+)\((my_\w+)\)", source, re.M):
+            found[name] = getattr(answers_of(worked), mine)
+    return found
+
+
+def test_worked_answers_are_right_on_other_inputs(monkeypatch):
+    worked = exercises_of_lessons()
+    assert set(worked) <= set(EXERCISES) and len(worked) >= 50
+    for name, fn in worked.items():
+        for case in [*verdict.CASES, *OTHER_INPUTS[::2]]:
+            monkeypatch.setattr(verdict, "CASES", [case] if case[1] == torch.float32 else [(0, torch.float32), case])
+            check(name)(fn)

@@ -1,6 +1,7 @@
 """Checks for the exercises: each takes your function, compares it with an answer found another way, names the mistake.
 
 A check prints one line when the exercise is right or not attempted yet, and raises AssertionError when it is wrong.
+`progress()` shows how far you are.
 With RLCOURSE_STRICT=1 in the environment an unattempted exercise is an error too.
 """
 
@@ -32,3 +33,4 @@ from rlcourse.checks.n09 import check_blocked_logprobs, check_coverage_score, ch
 from rlcourse.checks.n10 import check_cheapest_label, check_class_f1, check_logged_value, check_paid_choice
 from rlcourse.checks.n11 import check_double_estimate, check_epsilon_greedy, check_td_targets, check_text_targets
 from rlcourse.checks.n12 import check_best_of_n, check_group_advantages, check_ipo_loss, check_priced_loss
+from rlcourse.checks.verdict import progress

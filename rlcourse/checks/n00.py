@@ -7,10 +7,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_expected_reward(fn: Callable) -> None:
+@exercise("00.1")
+def check_expected_reward(fn: Callable, draw: Draw) -> None:
     """Exercise 00.1: fn(logits [B, V], rewards [B, V]) -> the expected reward of one action in each state [B]."""
     logits, rewards = randn(3, 4), 2 * randn(3, 4, seed=1)
 
@@ -20,7 +21,6 @@ def check_expected_reward(fn: Callable) -> None:
 
     columns = torch.tensor([_softmax(column) for column in logits.T.tolist()]).T
     verdict(
-        "exercise 00.1",
         fn,
         (logits, rewards),
         table(_softmax),
@@ -46,7 +46,8 @@ def check_expected_reward(fn: Callable) -> None:
     )
 
 
-def check_negative_log_likelihood(fn: Callable) -> None:
+@exercise("00.2")
+def check_negative_log_likelihood(fn: Callable, draw: Draw) -> None:
     """Exercise 00.2: fn(logprobs [B, T], mask [B, T]) -> the cross-entropy loss, a scalar in nats per token."""
     logprobs, lengths = -randn(3, 4).abs() - 0.1, [4, 2, 1]
     mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
@@ -67,10 +68,11 @@ def check_negative_log_likelihood(fn: Callable) -> None:
         "these are probabilities: the logarithm is gone": -sum(math.exp(x) for row in rows for x in row) / count,
     }
     arguments = (logprobs.requires_grad_(), mask)
-    verdict("exercise 00.2", fn, arguments, torch.tensor(right), {k: torch.tensor(v) for k, v in numbers.items()})
+    verdict(fn, arguments, torch.tensor(right), {k: torch.tensor(v) for k, v in numbers.items()})
 
 
-def check_chosen_logprobs(fn: Callable) -> None:
+@exercise("00.3")
+def check_chosen_logprobs(fn: Callable, draw: Draw) -> None:
     """Exercise 00.3: fn(logits [B, T, V], actions [B, T]) -> log-probabilities of the chosen actions [B, T]."""
     logits, actions = randn(2, 5, 4), torch.tensor([[0, 1, 2, 3, 1], [3, 0, 2, 2, 1]])
 
@@ -81,7 +83,6 @@ def check_chosen_logprobs(fn: Callable) -> None:
         return [math.log(p) for p in _softmax(logits[b, t].tolist())]
 
     verdict(
-        "exercise 00.3",
         fn,
         (logits, actions),
         table(lambda b, t, a: log_pi(b, t)[a]),
@@ -105,7 +106,8 @@ def check_chosen_logprobs(fn: Callable) -> None:
     )
 
 
-def check_bigram_policy(fn: Callable) -> None:
+@exercise("00.4")
+def check_bigram_policy(fn: Callable, draw: Draw) -> None:
     """Exercise 00.4: fn(texts [N, T], vocab_size) -> pi [V, V], pi[s, a] = share of a among what followed s."""
     texts, V = torch.tensor([[0, 1, 0, 2], [0, 1, 1, 2], [2, 0, 1, 0], [1, 2, 2, 0]]), 3
     rows = texts.tolist()
@@ -119,7 +121,6 @@ def check_bigram_policy(fn: Callable) -> None:
         return torch.tensor([[x / sum(row) for x in row] for row in counts(pairs).tolist()])
 
     verdict(
-        "exercise 00.4",
         fn,
         (texts, V),
         shares(inside),

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_expected_return(fn: Callable) -> None:
+@exercise("01.1")
+def check_expected_return(fn: Callable, draw: Draw) -> None:
     """Exercise 01.1: fn(pi, mask, rewards), all [N, T], of every text of a small world -> J, a scalar tensor."""
     first, second = [0.5, 0.3, 0.2], [[0.1, 0.6, 0.3], [0.7, 0.2, 0.1]]  # pi(a), then pi(b | a); token 2 is the end
     pay_first, pay_second = [0.4, 1.0, 0.5], [[2.0, -1.0, 0.3], [1.0, 3.0, -2.0]]
@@ -35,7 +36,6 @@ def check_expected_return(fn: Callable) -> None:
     so_far = sum(first[a] * pay_first[a] for a, _ in texts)  # a first reward once in each text that begins with it
     so_far += sum(first[a] * second[a][b] * pay_second[a][b] for a, b in texts if b is not None)
     verdict(
-        "exercise 01.1",
         fn,
         (pi, mask, rewards),
         torch.tensor(J),
@@ -68,7 +68,8 @@ def check_expected_return(fn: Callable) -> None:
     )
 
 
-def check_softmax_score(fn: Callable) -> None:
+@exercise("01.2")
+def check_softmax_score(fn: Callable, draw: Draw) -> None:
     """Exercise 01.2: fn(logits [B, V], actions [B]) -> d log pi(a) / d logits [B, V]."""
     logits, actions = randn(3, 4, seed=5), torch.tensor([2, 0, 2])
 
@@ -90,7 +91,6 @@ def check_softmax_score(fn: Callable) -> None:
     columns = [[math.exp(x) for x in column] for column in logits.T.tolist()]
     over_rows = torch.tensor([[column[b] / sum(column) for column in columns] for b in range(3)])
     verdict(
-        "exercise 01.2",
         fn,
         (logits, actions),
         right,
@@ -110,7 +110,8 @@ def check_softmax_score(fn: Callable) -> None:
     )
 
 
-def check_gradient_estimates(fn: Callable) -> None:
+@exercise("01.3")
+def check_gradient_estimates(fn: Callable, draw: Draw) -> None:
     """Exercise 01.3: fn(scores [N, T, D], rewards [N, T], mask [N, T]) -> an estimate of grad J per row [N, D]."""
     scores, rewards, lengths = randn(3, 4, 2), randn(3, 4, seed=1), [4, 2, 1]
     mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
@@ -132,7 +133,6 @@ def check_gradient_estimates(fn: Callable) -> None:
         return sum(paid[t:])
 
     verdict(
-        "exercise 01.3",
         fn,
         (scores, rewards, mask),
         table(to_go),
@@ -163,7 +163,8 @@ def check_gradient_estimates(fn: Callable) -> None:
     )
 
 
-def check_bandit_gradient(fn: Callable) -> None:
+@exercise("01.4")
+def check_bandit_gradient(fn: Callable, draw: Draw) -> None:
     """Exercise 01.4: fn(logits [V], actions [B], rewards [B]) -> estimate of grad J from these samples [V]."""
     logits, actions = torch.tensor([0.7, -0.3, 0.1, -1.0]), torch.tensor([0, 2, 0, 1, 3])
     rewards = torch.tensor([1.0, -0.5, 2.0, 0.3, 1.5])
@@ -176,7 +177,6 @@ def check_bandit_gradient(fn: Callable) -> None:
 
     right, mean = average(lambda a, r, v: r * ((a == v) - pi[v])), sum(r for _, r in samples) / len(samples)
     verdict(
-        "exercise 01.4",
         fn,
         (logits, actions, rewards),
         right,

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_reinforce_loss(fn: Callable) -> None:
+@exercise("02.1")
+def check_reinforce_loss(fn: Callable, draw: Draw) -> None:
     """Exercise 02.1: fn(logprobs, advantages, mask), all [B, T] -> the loss of REINFORCE, a scalar."""
     logprobs, advantages, lengths = -randn(3, 4).abs(), randn(3, 4, seed=1), [4, 2, 3]
     mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
@@ -25,7 +26,6 @@ def check_reinforce_loss(fn: Callable) -> None:
     apart = [[sum(lp[b][:n]) * sum(adv[b][:n])] for b, n in enumerate(lengths)]
     row_means = [[sum(row) / len(row)] for row in terms]
     verdict(
-        "exercise 02.1",
         fn,
         (logprobs.requires_grad_(), advantages, mask),
         total(terms),
@@ -52,7 +52,8 @@ def check_reinforce_loss(fn: Callable) -> None:
     )
 
 
-def check_gradient_reaches(fn: Callable) -> None:
+@exercise("02.2")
+def check_gradient_reaches(fn: Callable, draw: Draw) -> None:
     """Exercise 02.2: fn(losses, parameters), lists of L and P tensors -> [L, P], 1.0 where a gradient arrives."""
     parameters = [torch.tensor(x, requires_grad=True) for x in ([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])]
     first, second, third = parameters
@@ -70,7 +71,6 @@ def check_gradient_reaches(fn: Callable) -> None:
     every_entry[4, 2] = 0
     graph[[0, 2, 3, 4]] = 1
     verdict(
-        "exercise 02.2",
         fn,
         (losses, parameters),
         right,
@@ -88,7 +88,8 @@ def check_gradient_reaches(fn: Callable) -> None:
     )
 
 
-def check_broken_loss(fn: Callable) -> None:
+@exercise("02.3")
+def check_broken_loss(fn: Callable, draw: Draw) -> None:
     """Exercise 02.3: fn(logits [B, T, V], actions [B, T], scores [B], mask [B, T]) -> REINFORCE's loss, a scalar."""
     logits, actions = randn(2, 3, 4), torch.tensor([[0, 3, 1], [2, 2, 0]])
     scores, lengths = torch.tensor([1.5, -0.7]), [3, 1]
@@ -119,4 +120,4 @@ def check_broken_loss(fn: Callable) -> None:
         names = [name for name in (which, "" if masked else after, "" if sign < 0 else flipped) if name]
         if names:
             mistakes[f"still there: {' + '.join(names)}."] = total(which, masked, sign)
-    verdict("exercise 02.3", fn, (logits.requires_grad_(), actions, scores, mask), total(), mistakes)
+    verdict(fn, (logits.requires_grad_(), actions, scores, mask), total(), mistakes)

@@ -6,68 +6,70 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import fail, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, gradients, verdict
 
 
-def check_leave_one_out(fn: Callable) -> None:
+@exercise("03.1")
+def check_leave_one_out(fn: Callable, draw: Draw) -> None:
     """Exercise 03.1: fn(points [P, K]) -> the mean over the other texts of the same prompt [P, K]."""
-    points = torch.tensor([[3.0, 1.0, 0.0, 2.5], [7.0, 5.5, 6.0, 9.0], [0.0, 0.0, 1.0, -4.0]])
+    P, K = draw.size(3), 5
+    points = 3 * draw.randn(P, K)
 
     def table(one: Callable[[float, list[float], list[float]], float]) -> Tensor:
         rows = points.tolist()
         every = [x for row in rows for x in row]
-        return torch.tensor([[one(row[k], row[:k] + row[k + 1 :], every) for k in range(4)] for row in rows])
+        return torch.tensor([[one(row[k], row[:k] + row[k + 1 :], every) for k in range(K)] for row in rows])
 
     def columns() -> Tensor:
         rows = points.T.tolist()
-        return torch.tensor([[sum(row[:k] + row[k + 1 :]) / 2 for k in range(3)] for row in rows]).T
+        return torch.tensor([[sum(row[:k] + row[k + 1 :]) / (P - 1) for k in range(P)] for row in rows]).T
 
     verdict(
-        "exercise 03.1",
         fn,
         (points,),
-        table(lambda own, others, every: sum(others) / 3),
+        table(lambda own, others, every: sum(others) / (K - 1)),
         {
             "one's own return is inside the mean: that is the batch mean, and it shrinks the gradient": table(
-                lambda own, others, every: (own + sum(others)) / 4
+                lambda own, others, every: (own + sum(others)) / K
             ),
             "the sum of the others is divided by K, but there are only K - 1 of them": table(
-                lambda own, others, every: sum(others) / 4
+                lambda own, others, every: sum(others) / K
             ),
             "the others are added up, not averaged": table(lambda own, others, every: sum(others)),
             "one's own return is still in the sum: you divide all K returns by K - 1": table(
-                lambda own, others, every: (own + sum(others)) / 3
+                lambda own, others, every: (own + sum(others)) / (K - 1)
             ),
             "the mean runs over the other prompts: a baseline compares texts of one prompt": columns(),
             "the other prompts are mixed in: the mean runs over the K texts of one prompt": table(
-                lambda own, others, every: (sum(every) - own) / 11
+                lambda own, others, every: (sum(every) - own) / (P * K - 1)
             ),
             "this is one mean over everything: each text needs the mean over the others of its own prompt": table(
-                lambda own, others, every: sum(every) / 12
+                lambda own, others, every: sum(every) / (P * K)
             ),
             "the sum of the others is divided by P - 1, the number of other prompts": table(
-                lambda own, others, every: sum(others) / 2
+                lambda own, others, every: sum(others) / (P - 1)
             ),
             "this is the advantage, return minus baseline: return the baseline": table(
-                lambda own, others, every: own - sum(others) / 3
+                lambda own, others, every: own - sum(others) / (K - 1)
             ),
             "this is return minus batch mean: return the baseline, and leave one's own return out of it": table(
-                lambda own, others, every: own - (own + sum(others)) / 4
+                lambda own, others, every: own - (own + sum(others)) / K
             ),
         },
     )
 
 
-def check_best_constant(fn: Callable) -> None:
+@exercise("03.2")
+def check_best_constant(fn: Callable, draw: Draw) -> None:
     """Exercise 03.2: fn(scores [N, T, D], returns [N, T], p [N]) -> the constant with the least variance, a scalar."""
-    scores, returns = randn(5, 3, 4), randn(5, 3, seed=1) + 2
-    scores[1, 2:], scores[2, 1:] = 0.0, 0.0  # texts of different lengths
-    returns[1, 2:], returns[2, 1:] = 0.0, 0.0
-    p = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05])
+    mask, lengths = draw.prefixes(3, 3, 3, 2, 1)
+    N, p = len(lengths), draw.rand(len(lengths), low=0.2)
+    p = p / p.sum()
+    scores, returns = draw.randn(N, 3, 4) * mask[..., None], (draw.randn(N, 3) + 2) * mask
 
     def total(power: int = 2, by_token: bool = False, weigh: bool = True, total_return: bool = False) -> Tensor:
         top = bottom = 0.0
-        for n in range(5):
+        for n in range(N):
             weight = p[n].item() if weigh else 1.0
             for t in range(3):
                 for u in [t] if by_token else range(3):
@@ -78,13 +80,12 @@ def check_best_constant(fn: Callable) -> None:
         return torch.tensor(top / bottom)
 
     def mean(weigh: bool) -> Tensor:
-        weights = p.tolist() if weigh else [0.2] * 5
+        weights = p.tolist() if weigh else [1 / N] * N
         return torch.tensor(sum(w * returns[n, 0].item() for n, w in enumerate(weights)))
 
-    texts = [(p[n], (scores[n] * returns[n, :, None]).sum(0), scores[n].sum(0)) for n in range(5)]
-    plain = sum(p[n] * returns[n, t] * scores[n, t] @ scores[n].sum(0) for n in range(5) for t in range(3))
+    texts = [(p[n], (scores[n] * returns[n, :, None]).sum(0), scores[n].sum(0)) for n in range(N)]
+    plain = sum(p[n] * returns[n, t] * scores[n, t] @ scores[n].sum(0) for n in range(N) for t in range(3))
     verdict(
-        "exercise 03.2",
         fn,
         (scores, returns, p),
         total(),
@@ -113,42 +114,33 @@ def check_best_constant(fn: Callable) -> None:
     )
 
 
-def check_loss_with_baseline(fn: Callable) -> None:
+@exercise("03.3")
+def check_loss_with_baseline(fn: Callable, draw: Draw) -> None:
     """Exercise 03.3: fn(logprobs, returns, values, mask), all [B, T] -> the scalar loss whose gradients are right."""
-    name, lengths = "exercise 03.3", [4, 2, 1]
-    logprobs, returns, values = -0.5 - randn(3, 4).abs(), randn(3, 4, seed=1), randn(3, 4, seed=2)
-    mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
+    mask, lengths = draw.prefixes(4, 2, 1)
+    logprobs, returns, values = -0.5 - draw.randn(*mask.shape).abs(), draw.randn(*mask.shape), draw.randn(*mask.shape)
+    B, counted = len(lengths), sum(lengths)
 
-    def slopes(logprobs: Tensor, returns: Tensor, values: Tensor, mask: Tensor):
-        """The loss's number and its gradients on logprobs and values, side by side: [3, 3, 4]."""
-        live = [x.clone().requires_grad_() for x in (logprobs, values)]
-        loss = fn(live[0], returns, live[1], mask)
-        if loss is None or not isinstance(loss, Tensor):
-            return loss
-        if loss.shape != ():
-            fail(name, f"the shape of the loss must be (), a scalar, got {tuple(loss.shape)}")
-        if not loss.requires_grad:
-            fail(name, "no gradient reaches the log-probabilities: something was detached on the way")
-        found = torch.autograd.grad(loss, live, allow_unused=True)
-        found = [torch.zeros(3, 4) if g is None else g for g in found]
-        return torch.stack([loss.detach() * torch.ones(3, 4), *found])
+    def slopes(*args) -> Tensor:
+        """The loss's number and its gradients on logprobs and values, side by side: [3, B, T]."""
+        loss, on_logprobs, on_values = gradients(fn, args, of=(0, 2))
+        return torch.stack([loss.expand(mask.shape), on_logprobs, on_values])
 
     def table(
-        sign: float = -1.0, leak: float = 0.0, critic: float = 0.5, baseline: float = 1.0, counted: bool = True,
-        policy_over: int = 3, critic_over: int = 7, moves: float = 1.0, pushes: float = 1.0,
+        sign: float = -1.0, leak: float = 0.0, critic: float = 0.5, baseline: float = 1.0, masked: bool = True,
+        policy_over: int = B, critic_over: int = counted, moves: float = 1.0, pushes: float = 1.0,
     ) -> Tensor:  # fmt: skip
-        total, on_logprobs, on_values = 0.0, torch.zeros(3, 4), torch.zeros(3, 4)
+        total, on_logprobs, on_values = 0.0, torch.zeros(mask.shape), torch.zeros(mask.shape)
         for b, n in enumerate(lengths):
-            for t in range(n if counted else 4):
+            for t in range(n if masked else 4):
                 logprob, error = logprobs[b, t].item(), (values[b, t] - returns[b, t]).item()
                 advantage = returns[b, t].item() - baseline * values[b, t].item()
                 total += sign * logprob * advantage / policy_over + critic * error**2 / critic_over
                 on_logprobs[b, t] = pushes * sign * advantage / policy_over
                 on_values[b, t] = moves * 2 * critic * error / critic_over - sign * leak * logprob / policy_over
-        return torch.stack([torch.tensor(total) * torch.ones(3, 4), on_logprobs, on_values])
+        return torch.stack([torch.tensor(total).expand(mask.shape), on_logprobs, on_values])
 
     verdict(
-        name,
         slopes,
         (logprobs, returns, values, mask),
         table(),
@@ -162,23 +154,23 @@ def check_loss_with_baseline(fn: Callable) -> None:
                 pushes=0.0, leak=1.0
             ),
             "the value loss lost its 1/2: the number must stay the same": table(critic=1.0),
-            "the value loss is divided by the rows: it is a mean over the actions that count": table(critic_over=3),
+            "the value loss is divided by the rows: it is a mean over the actions that count": table(critic_over=B),
             "the value loss is gone, and with it what teaches the baseline": table(critic=0.0),
             "the baseline is gone: returns are used as they are": table(baseline=0.0),
             "the sign of the policy's part is flipped: a loss is minimised": table(sign=1.0),
-            "the mask is ignored: what comes after the end takes part": table(counted=False, critic_over=12),
+            "the mask is ignored: what comes after the end takes part": table(masked=False, critic_over=mask.numel()),
             "the policy's part is divided by all actions: a sum over actions and a mean over rows": table(
-                policy_over=7
+                policy_over=counted
             ),
         },
     )
 
 
-def check_text_weights(fn: Callable) -> None:
+@exercise("03.4")
+def check_text_weights(fn: Callable, draw: Draw) -> None:
     """Exercise 03.4: fn(logprobs, old_logprobs, mask), all [B, T] -> the importance weight of each text [B]."""
-    lengths = [4, 2, 1]
-    logprobs, old_logprobs = -randn(3, 4).abs(), -randn(3, 4, seed=1).abs()
-    mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
+    mask, lengths = draw.prefixes(4, 2, 1)
+    logprobs, old_logprobs = -0.1 - draw.randn(*mask.shape).abs(), -0.1 - draw.randn(*mask.shape).abs()
 
     def table(row: Callable[[list[float]], float], counted: bool = True, sign: float = 1.0) -> Tensor:
         ratios = [
@@ -188,7 +180,6 @@ def check_text_weights(fn: Callable) -> None:
         return torch.tensor([row(r) for r in ratios])
 
     verdict(
-        "exercise 03.4",
         fn,
         (logprobs, old_logprobs, mask),
         table(math.prod),

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_discounted_reward_to_go(fn: Callable) -> None:
+@exercise("04.1")
+def check_discounted_reward_to_go(fn: Callable, draw: Draw) -> None:
     """Exercise 04.1: fn(rewards [B, T], mask [B, T], gamma) -> discounted reward-to-go [B, T]."""
     rewards, gamma = 1 + randn(3, 5).abs(), 0.8
     mask, lengths = _prefixes([5, 3, 1], 5)
@@ -29,7 +30,6 @@ def check_discounted_reward_to_go(fn: Callable) -> None:
         [[sum(gamma ** (k - t) * rewards[b, k] for k in range(t, 5)) for t in range(5)] for b in range(3)]
     )
     verdict(
-        "exercise 04.1",
         fn,
         (rewards, mask, gamma),
         table(),
@@ -58,7 +58,8 @@ def check_discounted_reward_to_go(fn: Callable) -> None:
     )
 
 
-def check_potential_shaping(fn: Callable) -> None:
+@exercise("04.2")
+def check_potential_shaping(fn: Callable, draw: Draw) -> None:
     """Exercise 04.2: fn(rewards, potentials, mask [B, T], gamma) -> shaped rewards [B, T]."""
     rewards, potentials, gamma = randn(3, 5), randn(3, 5, seed=1), 0.9
     mask, lengths = _prefixes([5, 3, 1], 5)
@@ -82,7 +83,6 @@ def check_potential_shaping(fn: Callable) -> None:
         return result
 
     verdict(
-        "exercise 04.2",
         fn,
         (rewards, potentials, mask, gamma),
         table(),
@@ -110,7 +110,8 @@ def check_potential_shaping(fn: Callable) -> None:
     )
 
 
-def check_next_token_gradient(fn: Callable) -> None:
+@exercise("04.3")
+def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
     """Exercise 04.3: fn(logits [N, V], targets [N]) -> expected gradient of the reward in the logits [N, V]."""
     logits, targets = randn(4, 5), torch.tensor([0, 3, 3, 1])
 
@@ -125,7 +126,6 @@ def check_next_token_gradient(fn: Callable) -> None:
         return (a == v) - pi[v]
 
     verdict(
-        "exercise 04.3",
         fn,
         (logits, targets),
         table(lambda pi, y, v: sum(pi[a] * (a == y) * slope(pi, a, v) for a in range(5))),  # every guess, listed
@@ -155,7 +155,8 @@ def check_next_token_gradient(fn: Callable) -> None:
     )
 
 
-def check_paid_as_it_grows(fn: Callable) -> None:
+@exercise("04.4")
+def check_paid_as_it_grows(fn: Callable, draw: Draw) -> None:
     """Exercise 04.4: fn(before [B, T], scores [B]) -> rewards [B, T]: what each action added to the score."""
     grown = [[0.0, 1.5, 1.0, 3.0, 2.5, 6.0], [0.0, 2.0, 2.5, 7.0, 7.0, 7.0], [0.0, 4.0, 4.0, 4.0, 4.0, 4.0]]
     before, scores = torch.tensor(grown)[:, :5], torch.tensor(grown)[:, 5]
@@ -168,7 +169,6 @@ def check_paid_as_it_grows(fn: Callable) -> None:
         return s[t + 1] - s[t]
 
     verdict(
-        "exercise 04.4",
         fn,
         (before, scores),
         table(added),

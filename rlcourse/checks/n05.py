@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_token_ratio(fn: Callable) -> None:
+@exercise("05.1")
+def check_token_ratio(fn: Callable, draw: Draw) -> None:
     """Exercise 05.1: fn(logprobs, old_logprobs, mask), all [B, T] -> importance ratio [B, T], 1 where masked."""
     logprobs, old_logprobs = -randn(3, 4).abs(), -randn(3, 4, seed=1).abs()
     lengths = [4, 2, 1]
@@ -34,7 +35,6 @@ def check_token_ratio(fn: Callable) -> None:
         return ratio
 
     verdict(
-        "exercise 05.1",
         with_gradient,
         (logprobs.requires_grad_(), old_logprobs, mask),
         table(lambda b, t: math.exp(new[b][t]) / math.exp(old[b][t])),
@@ -63,7 +63,8 @@ def check_token_ratio(fn: Callable) -> None:
     )
 
 
-def check_clip_gradient(fn: Callable) -> None:
+@exercise("05.2")
+def check_clip_gradient(fn: Callable, draw: Draw) -> None:
     """Exercise 05.2: fn(ratio [N], advantages [N], clip_eps) -> derivative of the clipped surrogate by log pi [N]."""
     ratio = torch.tensor([1.5, 0.5, 1.5, 0.5, 1.1, 0.9, 1.25, 0.75])
     advantages = torch.tensor([1.0, 2.0, -1.5, -0.5, 0.7, -0.8, 3.0, -2.5])
@@ -82,7 +83,6 @@ def check_clip_gradient(fn: Callable) -> None:
         return abs(r - 1) <= eps
 
     verdict(
-        "exercise 05.2",
         fn,
         (ratio, advantages, eps),
         table(right),
@@ -121,7 +121,8 @@ def check_clip_gradient(fn: Callable) -> None:
     )
 
 
-def check_epoch_kls(fn: Callable) -> None:
+@exercise("05.3")
+def check_epoch_kls(fn: Callable, draw: Draw) -> None:
     """Exercise 05.3: fn(logprobs [E, B, T], old_logprobs, mask [B, T], target_kl) -> mean k3 of each epoch run [E]."""
     lengths, counted = [4, 2, 1], 7
     old_logprobs = -1 - randn(3, 4).abs()
@@ -145,7 +146,6 @@ def check_epoch_kls(fn: Callable) -> None:
 
     right = means()
     verdict(
-        "exercise 05.3",
         fn,
         (logprobs, old_logprobs, mask, target_kl),
         stopped(right),
@@ -175,7 +175,8 @@ def check_epoch_kls(fn: Callable) -> None:
     )
 
 
-def check_several_steps(fn: Callable) -> None:
+@exercise("05.4")
+def check_several_steps(fn: Callable, draw: Draw) -> None:
     """Exercise 05.4: fn(logits [V], actions [B], advantages [B], steps, lr, clip_eps) -> logits after the steps [V]."""
     logits, eps, lr, steps = torch.tensor([0.5, 0.0, -0.5, 0.2]), 0.4, 1.5, 4
     actions, advantages = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([2.0, -0.6, -1.5, 1.0, -0.7])
@@ -198,7 +199,6 @@ def check_several_steps(fn: Callable) -> None:
         return torch.tensor(z)
 
     verdict(
-        "exercise 05.4",
         fn,
         (logits, actions, advantages, steps, lr, eps),
         run(),

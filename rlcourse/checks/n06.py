@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_action_logprobs(fn: Callable) -> None:
+@exercise("06.1")
+def check_action_logprobs(fn: Callable, draw: Draw) -> None:
     """Exercise 06.1: fn(logits [B, N, V], ids [B, N], prompt_length) -> log-probabilities of the actions [B, T]."""
     logits, ids, P = randn(2, 6, 5), torch.tensor([[0, 1, 2, 3, 4, 1], [0, 3, 3, 2, 1, 0]]), 2
 
@@ -19,7 +20,6 @@ def check_action_logprobs(fn: Callable) -> None:
         )
 
     verdict(
-        "exercise 06.1",
         fn,
         (logits, ids, P),
         table(lambda n: n - 1),
@@ -33,13 +33,13 @@ def check_action_logprobs(fn: Callable) -> None:
     )
 
 
-def check_positions(fn: Callable) -> None:
+@exercise("06.2")
+def check_positions(fn: Callable, draw: Draw) -> None:
     """Exercise 06.2: fn(mask [B, P]) -> position ids [B, P] that make padding on the left change nothing."""
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
     right = torch.tensor([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]])
     counts_from_one = torch.tensor([[0, 0, 1, 2, 3], [1, 2, 3, 4, 5], [0, 0, 0, 0, 1]])
     verdict(
-        "exercise 06.2",
         fn,
         (mask,),
         right,
@@ -53,7 +53,8 @@ def check_positions(fn: Callable) -> None:
     )
 
 
-def check_response_mask(fn: Callable) -> None:
+@exercise("06.3")
+def check_response_mask(fn: Callable, draw: Draw) -> None:
     """Exercise 06.3: fn(actions [B, T], eos) -> mask [B, T], 1.0 up to and including the first EOS."""
     actions = torch.tensor([[5, 6, 9, 9, 9], [9, 9, 9, 9, 9], [1, 2, 3, 4, 5], [4, 9, 9, 9, 9]])
     lengths = {"right": [3, 1, 5, 2], "no eos": [2, 0, 5, 1]}
@@ -66,10 +67,11 @@ def check_response_mask(fn: Callable) -> None:
         ),
         "every action counts in yours: what stands after the first EOS was not chosen by the policy": torch.ones(4, 5),
     }
-    verdict("exercise 06.3", fn, (actions, 9), rows["right"], mistakes)
+    verdict(fn, (actions, 9), rows["right"], mistakes)
 
 
-def check_k3(fn: Callable) -> None:
+@exercise("06.4")
+def check_k3(fn: Callable, draw: Draw) -> None:
     """Exercise 06.4: fn(logprobs, ref_logprobs, mask), all [B, T] -> the k3 estimate of KL(pi || ref) [B, T]."""
     logprobs, ref_logprobs = -randn(2, 4).abs(), -randn(2, 4, seed=1).abs()
     mask = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
@@ -80,7 +82,6 @@ def check_k3(fn: Callable) -> None:
         return torch.tensor(rows)
 
     verdict(
-        "exercise 06.4",
         fn,
         (logprobs, ref_logprobs, mask),
         table(lambda d: math.exp(-d) - 1 + d),

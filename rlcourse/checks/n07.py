@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import attempt, fail, randn, verdict
+from rlcourse.checks.verdict import TOLERANCE, Draw, attempt, exercise, fail, verdict
 
 
-def check_kl_shaped_rewards(fn: Callable) -> None:
+@exercise("07.1")
+def check_kl_shaped_rewards(fn: Callable, draw: Draw) -> None:
     """Exercise 07.1: fn(scores [B], logprobs, ref_logprobs, mask [B, T], kl_coef) -> rewards [B, T]."""
-    scores, kl_coef = torch.tensor([2.0, -1.0, 0.5]), 0.1
-    logprobs, ref_logprobs = -randn(3, 4).abs(), -randn(3, 4, seed=1).abs()
-    lengths = [4, 2, 1]
-    mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
+    mask, lengths = draw.prefixes(4, 2, 1)
+    scores, kl_coef = 2 * draw.randn(len(mask)), draw.number(0.1, 0.5)
+    logprobs, ref_logprobs = -draw.randn(*mask.shape).abs(), -draw.randn(*mask.shape).abs()
 
     def table(
         sign: float = -1.0, at: Callable[[int], range] = lambda n: range(n - 1, n), masked: bool = True
@@ -31,7 +31,6 @@ def check_kl_shaped_rewards(fn: Callable) -> None:
         )
 
     verdict(
-        "exercise 07.1",
         fn,
         (scores, logprobs, ref_logprobs, mask, kl_coef),
         table(),
@@ -50,16 +49,17 @@ def check_kl_shaped_rewards(fn: Callable) -> None:
     )
 
 
-def check_gae(fn: Callable) -> None:
+@exercise("07.2")
+def check_gae(fn: Callable, draw: Draw) -> None:
     """Exercise 07.2: fn(rewards, values, mask [B, T], gamma, lam) -> advantages [B, T]."""
-    rewards, values, lengths = randn(2, 5), randn(2, 5, seed=1), [5, 3]
-    mask = torch.tensor([[1.0] * n + [0.0] * (5 - n) for n in lengths])
-    gamma, lam = 0.9, 0.7
+    mask, lengths = draw.prefixes(5, 3)
+    rewards, values = draw.randn(*mask.shape), draw.randn(*mask.shape)
+    gamma, lam = draw.number(0.7, 0.95), draw.number(0.5, 0.9)
 
     def table(
         decay: float = gamma * lam, next_value: float = gamma, masked: bool = True, minus_v: bool = True
     ) -> Tensor:
-        result = torch.zeros(2, 5)
+        result = torch.zeros(mask.shape)
         for b, length in enumerate(lengths):
             end = length if masked else 5
             for t in range(end):
@@ -70,7 +70,6 @@ def check_gae(fn: Callable) -> None:
         return result
 
     verdict(
-        "exercise 07.2",
         fn,
         (rewards, values, mask, gamma, lam),
         table(),
@@ -90,16 +89,17 @@ def check_gae(fn: Callable) -> None:
     )
 
 
-def check_clipped_surrogate_loss(fn: Callable) -> None:
+@exercise("07.3")
+def check_clipped_surrogate_loss(fn: Callable, draw: Draw) -> None:
     """Exercise 07.3: fn(logprobs, old_logprobs, advantages, mask [B, T], clip_eps) -> scalar loss."""
-    ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5], [1.1, 0.9, 3.0, 0.2]])
-    advantages = torch.tensor(
-        [[1.0, -1.3, 2.1, -2.9], [0.5, -0.7, 4.0, 5.0]]
-    )  # odd numbers: no two mistakes add up alike
-    mask = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
-    old_logprobs = -1 - randn(2, 4).abs()
+    mask, lengths = draw.prefixes(4, 2)
+    clip_eps = draw.number(0.3, 0.4)
+    ratio = draw.rand(*mask.shape, low=0.3, high=2.0)
+    ratio[lengths.index(4)] = draw.tensor(draw.shuffled([1.5, 1.6, 0.5, 0.4]))  # both sides of the clip, both signs
+    advantages = draw.randn(*mask.shape) * 2
+    old_logprobs = -1 - draw.randn(*mask.shape).abs()
 
-    def clip(r: float, eps: float = 0.3) -> float:
+    def clip(r: float, eps: float = clip_eps) -> float:
         return min(max(r, 1 - eps), 1 + eps)
 
     def total(term=lambda r, a: min(r * a, clip(r) * a), counted: bool = True, over: float | None = None) -> Tensor:
@@ -108,9 +108,8 @@ def check_clipped_surrogate_loss(fn: Callable) -> None:
         return torch.tensor(-sum(terms) / (over or len(terms)))
 
     verdict(
-        "exercise 07.3",
         fn,
-        ((old_logprobs + ratio.log()).requires_grad_(), old_logprobs, advantages, mask, 0.3),
+        ((old_logprobs + ratio.log()).requires_grad_(), old_logprobs, advantages, mask, clip_eps),
         total(),
         {
             "max instead of min: an action that became likelier although it was bad is no longer punished": total(
@@ -127,29 +126,34 @@ def check_clipped_surrogate_loss(fn: Callable) -> None:
             "the product is clipped: clip the ratio, then multiply": total(lambda r, a: min(r * a, clip(r * a))),
             "clip_eps is ignored: it is an argument, not always 0.2": total(lambda r, a: min(r * a, clip(r, 0.2) * a)),
             "the mask is ignored: actions after the end take part": total(counted=False),
-            "divided by all positions instead of those that count": total(over=8),
+            "divided by all positions instead of those that count": total(over=mask.numel()),
             "a sum where the mean over counted actions was asked for": total(over=1),
         },
     )
 
 
-def check_reward(fn: Callable) -> None:
+@exercise("07.4", patience=6)  # a reward may well be a model
+def check_reward(fn: Callable, draw: Draw) -> str | None:
     """Exercise 07.4: fn(prompts, responses) -> one finite float for each response, in a tensor [B]."""
     responses = [" a quiet, careful story about two brothers.", " good good good good", " Why? Who knows?", ""]
-    prompts = ["The film is"] * len(responses)
-    scores = attempt("exercise 07.4", fn, (prompts, responses))
-    if scores is None:
-        return
-    if not isinstance(scores, Tensor) or scores.shape != (4,) or not scores.is_floating_point():
-        got = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
-        fail("exercise 07.4", f"expected a float tensor of shape (4,), one score for each response, got {got}")
-    if not scores.isfinite().all():
-        fail("exercise 07.4", f"scores must be finite, also for an empty response, got {scores.tolist()}")
-    if scores.requires_grad:
-        fail("exercise 07.4", "a reward carries no gradient: the policy learns from its value, not through it")
-    alone = torch.cat([fn([p], [r]) for p, r in zip(prompts, responses)])
-    if not torch.allclose(scores, alone, atol=1e-5):
-        fail("exercise 07.4", "a response's score depends on the other responses in the batch, or on chance")
-    print("exercise 07.4: right")
+    responses = draw.shuffled(responses + [" not bad, not good either."] * draw.more)
+    prompts = [draw.shuffled(["The film is", "The plot was"])[0] for _ in responses]
+    scores = _judged_scores(fn, prompts, responses)
+    alone = torch.cat([_judged_scores(fn, [p], [r]) for p, r in zip(prompts, responses)])
+    if not torch.allclose(scores.double(), alone.double(), rtol=TOLERANCE.get(scores.dtype, 1e-4), atol=1e-5):
+        fail("a response's score depends on the other responses in the batch, or on chance")
     if scores.min() == scores.max():
-        print("but four very different responses all score the same: does your policy ever write what you pay for?")
+        return "but very different responses all score the same: does your policy ever write what you pay for?"
+
+
+def _judged_scores(fn: Callable, prompts: list[str], responses: list[str]) -> Tensor:
+    B = len(responses)
+    scores = attempt(fn, (prompts, responses))
+    if not isinstance(scores, Tensor) or scores.shape != (B,) or not scores.is_floating_point():
+        got = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+        fail(f"expected a float tensor of shape ({B},), one score for each response, got {got}")
+    if not scores.isfinite().all():
+        fail(f"scores must be finite, also for an empty response, got {scores.tolist()}")
+    if scores.requires_grad:
+        fail("a reward carries no gradient: the policy learns from its value, not through it")
+    return scores

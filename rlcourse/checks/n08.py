@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_bradley_terry(fn: Callable) -> None:
+@exercise("08.1")
+def check_bradley_terry(fn: Callable, draw: Draw) -> None:
     """Exercise 08.1: fn(preferred [N], rejected [N]) -> minus the mean log-likelihood of the verdicts, a scalar."""
     preferred, rejected = randn(5) * 2, randn(5, seed=1) * 2
 
@@ -19,7 +20,6 @@ def check_bradley_terry(fn: Callable) -> None:
 
     right = mean(lambda a, b: -math.log(_chance(a - b)))
     verdict(
-        "exercise 08.1",
         fn,
         (preferred, rejected),
         right,
@@ -42,7 +42,8 @@ def check_bradley_terry(fn: Callable) -> None:
     )
 
 
-def check_soft_labels(fn: Callable) -> None:
+@exercise("08.2")
+def check_soft_labels(fn: Callable, draw: Draw) -> None:
     """Exercise 08.2: fn(first [N], second [N], probability [N]) -> cross-entropy of people and model, a scalar."""
     first, second = randn(5) * 2, randn(5, seed=1) * 2
     probability = torch.tensor([0.9, 0.3, 0.6, 0.2, 0.75])
@@ -56,7 +57,6 @@ def check_soft_labels(fn: Callable) -> None:
 
     right = mean(cross_entropy)
     verdict(
-        "exercise 08.2",
         fn,
         (first, second, probability),
         right,
@@ -84,7 +84,8 @@ def check_soft_labels(fn: Callable) -> None:
     )
 
 
-def check_last_state(fn: Callable) -> None:
+@exercise("08.3")
+def check_last_state(fn: Callable, draw: Draw) -> None:
     """Exercise 08.3: fn(hidden [N, T, H], mask [N, T], padded on the right) -> the last real token's state [N, H]."""
     hidden, lengths = randn(3, 6, 4), (3, 5, 2)
     mask = torch.tensor([[1.0] * n + [0.0] * (6 - n) for n in lengths])
@@ -93,7 +94,6 @@ def check_last_state(fn: Callable) -> None:
         return torch.stack([one(hidden[i], n) for i, n in enumerate(lengths)])
 
     verdict(
-        "exercise 08.3",
         fn,
         (hidden, mask),
         rows(lambda h, n: h[n - 1]),
@@ -111,7 +111,8 @@ def check_last_state(fn: Callable) -> None:
     )
 
 
-def check_lower_bound(fn: Callable) -> None:
+@exercise("08.4")
+def check_lower_bound(fn: Callable, draw: Draw) -> None:
     """Exercise 08.4: fn(scores [M, B], k) -> mean minus k standard deviations over the models, [B]."""
     scores, k = randn(3, 5), 2.0
 
@@ -123,7 +124,6 @@ def check_lower_bound(fn: Callable) -> None:
         return torch.tensor(answer)
 
     verdict(
-        "exercise 08.4",
         fn,
         (scores, k),
         table(lambda mean, variance, column: mean - 2 * variance**0.5),

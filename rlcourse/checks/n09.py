@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_f_score(fn: Callable) -> None:
+@exercise("09.1")
+def check_f_score(fn: Callable, draw: Draw) -> None:
     """Exercise 09.1: fn(matches, response_length, reference_length, all [B], beta) -> F-measures [B]."""
     matches, response, reference = [3.0, 2.0, 0.0, 5.0, 4.0], [4.0, 8.0, 3.0, 5.0, 4.0], [5.0, 2.0, 6.0, 5.0, 8.0]
     beta = 2.0
@@ -22,7 +23,6 @@ def check_f_score(fn: Callable) -> None:
         return lambda p, r: (1 + b2) * p * r / (b2 * p + r)
 
     verdict(
-        "exercise 09.1",
         fn,
         (torch.tensor(matches), torch.tensor(response), torch.tensor(reference), beta),
         table(f(beta**2)),
@@ -42,7 +42,8 @@ def check_f_score(fn: Callable) -> None:
     )
 
 
-def check_gated_scores(fn: Callable) -> None:
+@exercise("09.2")
+def check_gated_scores(fn: Callable, draw: Draw) -> None:
     """Exercise 09.2: fn(scores [B], passed [B] of 0 and 1, otherwise) -> gated scores [B]."""
     scores, passed, otherwise = [0.8, -0.5, 0.2, -0.9, 1.7], [1.0, 0.0, 0.0, 1.0, 0.0], -1.0
 
@@ -50,7 +51,6 @@ def check_gated_scores(fn: Callable) -> None:
         return torch.tensor([one(s, p) for s, p in zip(scores, passed)])
 
     verdict(
-        "exercise 09.2",
         fn,
         (torch.tensor(scores), torch.tensor(passed), otherwise),
         table(lambda s, p: s if p else otherwise),
@@ -70,7 +70,8 @@ def check_gated_scores(fn: Callable) -> None:
     )
 
 
-def check_blocked_logprobs(fn: Callable) -> None:
+@exercise("09.3")
+def check_blocked_logprobs(fn: Callable, draw: Draw) -> None:
     """Exercise 09.3: fn(logits [B, T, V], actions [B, T], blocked [V] bool) -> log-probabilities [B, T]."""
     logits, actions = randn(2, 3, 5), torch.tensor([[0, 2, 4], [4, 0, 2]])
     blocked = torch.tensor([False, True, False, True, False])
@@ -88,7 +89,6 @@ def check_blocked_logprobs(fn: Callable) -> None:
         return None if out else z
 
     verdict(
-        "exercise 09.3",
         fn,
         (logits, actions, blocked),
         table(allowed, lambda z, log_z: z - log_z),
@@ -108,7 +108,8 @@ def check_blocked_logprobs(fn: Callable) -> None:
     )
 
 
-def check_coverage_score(fn: Callable) -> None:
+@exercise("09.4")
+def check_coverage_score(fn: Callable, draw: Draw) -> None:
     """Exercise 09.4: fn(counts [B, F], how often each required fact occurs) -> coverage [B], 0 to 1."""
     counts = [[1.0, 1.0, 1.0, 1.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [2.0, 5.0, 0.0, 1.0]]
 
@@ -116,7 +117,6 @@ def check_coverage_score(fn: Callable) -> None:
         return torch.tensor([one(row) for row in counts])
 
     verdict(
-        "exercise 09.4",
         fn,
         (torch.tensor(counts),),
         table(lambda row: sum(n > 0 for n in row) / len(row)),

@@ -6,12 +6,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, redraw_unless, verdict
 
 
-def check_class_f1(fn: Callable) -> None:
+@exercise("10.1")
+def check_class_f1(fn: Callable, draw: Draw) -> None:
     """Exercise 10.1: fn(labels [N], predicted [N], num_labels) -> F1 of each class, [num_labels]."""
-    labels, predicted, A = [0, 0, 0, 1, 1, 2, 2, 2, 2, 0], [0, 1, 0, 1, 2, 2, 0, 2, 0, 0], 4
+    A, N = 4, draw.size(10)
+    classes = draw.shuffled(range(A))[:3]  # one class is neither true nor predicted
+    labels, predicted = ([classes[i] for i in draw.integers(3, N)] for _ in range(2))
+    redraw_unless(set(labels) == set(predicted) == set(classes))
 
     def table(one: Callable[[int, int, int], float], nothing: float = 0.0) -> Tensor:
         found = []
@@ -21,9 +25,7 @@ def check_class_f1(fn: Callable) -> None:
             found.append(one(tp, said, true) if said + true else nothing)
         return torch.tensor(found)
 
-    verdict(
-        "exercise 10.1",
-        fn,
+    verdict(fn,
         (torch.tensor(labels), torch.tensor(predicted), A),
         table(lambda tp, said, true: 2 * tp / (said + true)),
         {
@@ -51,19 +53,23 @@ def check_class_f1(fn: Callable) -> None:
     )  # fmt: skip
 
 
-def check_cheapest_label(fn: Callable) -> None:
+@exercise("10.2")
+def check_cheapest_label(fn: Callable, draw: Draw) -> None:
     """Exercise 10.2: fn(probabilities [N, A], costs [A, A]) -> the label with the lowest expected cost, [N] long."""
-    p = [[0.6, 0.3, 0.1], [0.2, 0.3, 0.5], [0.1, 0.7, 0.2], [0.34, 0.33, 0.33], [0.5, 0.05, 0.45]]
-    costs = [[0.0, 1.0, 2.0], [4.0, 0.0, 1.0], [9.0, 3.0, 0.0]]  # costs[y][a]: price of saying a where y is true
+    p = [(row / row.sum()).tolist() for row in draw.rand(draw.size(5), 3)]
+    costs = [
+        [0.0 if a == y else 1.0 + c for a, c in enumerate(row)] for y, row in enumerate(draw.integers(9, 3, 3).tolist())
+    ]
+    # costs[y][a]: price of saying a where y is true
 
     def table(price: Callable[[list[float], int], float], best: Callable = min) -> Tensor:
         rows = [[price(row, a) for a in range(3)] for row in p]
+        redraw_unless(all(abs(x - best(row)) > 0.01 for row in rows for x in row if x != best(row)))
         return torch.tensor([row.index(best(row)) for row in rows])
 
     verdict(
-        "exercise 10.2",
         fn,
-        (torch.tensor(p), torch.tensor(costs)),
+        (draw.tensor(p), draw.tensor(costs)),
         table(lambda row, a: sum(row[y] * costs[y][a] for y in range(3))),
         {
             "the costs are ignored: this is the likeliest label": table(lambda row, a: row[a], max),
@@ -80,26 +86,29 @@ def check_cheapest_label(fn: Callable) -> None:
     )
 
 
-def check_logged_value(fn: Callable) -> None:
+@exercise("10.3")
+def check_logged_value(fn: Callable, draw: Draw) -> None:
     """Exercise 10.3: fn(logits [B, A], actions [B], rewards [B], propensities [B]) -> self-normalised value, scalar."""
-    logits, actions = randn(5, 3), [2, 0, 0, 1, 2]
-    rewards, mu = [1.0, 0.0, 1.0, 1.0, 0.5], [0.2, 0.7, 0.7, 0.1, 0.2]
+    logits = draw.randn(draw.size(5), 3)
+    B, actions = len(logits), draw.integers(3, len(logits)).tolist()
+    rewards, mu = draw.rand(B).tolist(), draw.rand(B, low=0.1, high=0.8).tolist()
     pi = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits.tolist()]
     chosen = [row[a] for row, a in zip(pi, actions)]
 
     def value(weights: list[float], over: float | None = None) -> Tensor:
-        return torch.tensor(sum(w * r for w, r in zip(weights, rewards)) / (sum(weights) if over is None else over))
+        over = sum(weights) if over is None else over
+        redraw_unless(abs(over) > 0.5)  # no division by almost 0
+        return torch.tensor(sum(w * r for w, r in zip(weights, rewards)) / over)
 
     weights = [p / m for p, m in zip(chosen, mu)]
     verdict(
-        "exercise 10.3",
         fn,
-        (logits, torch.tensor(actions), torch.tensor(rewards), torch.tensor(mu)),
+        (logits, torch.tensor(actions), draw.tensor(rewards), draw.tensor(mu)),
         value(weights),
         {
-            "this is the mean of the logged rewards: what the old policy earned, not the new one": value([1.0] * 5),
+            "this is the mean of the logged rewards: what the old policy earned, not the new one": value([1.0] * B),
             "divided by the number of rows: that is the plain estimate; divide by the sum of the weights": value(
-                weights, 5.0
+                weights, float(B)
             ),
             "the new policy is missing: a weight is pi / propensity, not 1 / propensity. (Or it was lost: a [B, 1] met "
             "a [B] and made a [B, B].)": value([1 / m for m in mu]),
@@ -117,10 +126,11 @@ def check_logged_value(fn: Callable) -> None:
     )
 
 
-def check_paid_choice(fn: Callable) -> None:
+@exercise("10.4")
+def check_paid_choice(fn: Callable, draw: Draw) -> None:
     """Exercise 10.4: fn(logits [B, A], actions [B], labels [B]) -> REINFORCE's loss for the reward 1/0, a scalar."""
-    logits, actions, labels = randn(6, 3), [2, 0, 1, 1, 2, 0], [2, 1, 1, 0, 2, 2]
-    B = len(actions)
+    B = draw.size(6)
+    logits, actions, labels = draw.randn(B, 3), draw.integers(3, B).tolist(), draw.integers(3, B).tolist()
     log_pi = [[x - math.log(sum(map(math.exp, row))) for x in row] for row in logits.tolist()]
     rewards = [float(a == y) for a, y in zip(actions, labels)]
     others = [(sum(rewards) - r) / (B - 1) for r in rewards]
@@ -131,7 +141,6 @@ def check_paid_choice(fn: Callable) -> None:
     cross_entropy = torch.tensor(-sum(row[y] for row, y in zip(log_pi, labels)) / B)
     right = loss(lambda b: log_pi[b][actions[b]], others)
     verdict(
-        "exercise 10.4",
         fn,
         (logits.requires_grad_(), torch.tensor(actions), torch.tensor(labels)),
         right,

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, randn, verdict
 
 
-def check_td_targets(fn: Callable) -> None:
+@exercise("11.1")
+def check_td_targets(fn: Callable, draw: Draw) -> None:
     """Exercise 11.1: fn(rewards [N], next_q [N, V], dones [N], gamma) -> targets [N]."""
     rewards, next_q, dones, gamma = randn(5), randn(5, 3, seed=1), torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0]), 0.8
 
@@ -21,7 +22,6 @@ def check_td_targets(fn: Callable) -> None:
 
     over_batch = [max(column) for column in zip(*next_q.tolist())]
     verdict(
-        "exercise 11.1",
         fn,
         (rewards, next_q, dones, gamma),
         table(max, alive),
@@ -42,7 +42,8 @@ def check_td_targets(fn: Callable) -> None:
     )
 
 
-def check_epsilon_greedy(fn: Callable) -> None:
+@exercise("11.2")
+def check_epsilon_greedy(fn: Callable, draw: Draw) -> None:
     """Exercise 11.2: fn(q [N, V], epsilon) -> probabilities [N, V]; actions that are equally good share."""
     q, epsilon = torch.tensor([[1.0, 3.0, 2.0, 0.0], [2.0, 2.0, -1.0, 0.0], [0.0, -1.0, -2.0, -3.0]]), 0.2
     V = q.shape[1]
@@ -57,7 +58,6 @@ def check_epsilon_greedy(fn: Callable) -> None:
         return torch.tensor(rows)
 
     verdict(
-        "exercise 11.2",
         fn,
         (q, epsilon),
         table(1 - epsilon, 0.0, epsilon / V),
@@ -87,7 +87,8 @@ def check_epsilon_greedy(fn: Callable) -> None:
     )
 
 
-def check_double_estimate(fn: Callable) -> None:
+@exercise("11.3")
+def check_double_estimate(fn: Callable, draw: Draw) -> None:
     """Exercise 11.3: fn(first [N, V], second [N, V]) -> the first chooses, the second says what it is worth; [N]."""
     first, second = randn(6, 4), randn(6, 4, seed=1)
 
@@ -95,7 +96,6 @@ def check_double_estimate(fn: Callable) -> None:
         return torch.tensor([row[c.index(max(c))] for c, row in zip(choose.tolist(), worth.tolist())])
 
     verdict(
-        "exercise 11.3",
         fn,
         (first, second),
         table(first, second),
@@ -118,7 +118,8 @@ def check_double_estimate(fn: Callable) -> None:
     )
 
 
-def check_text_targets(fn: Callable) -> None:
+@exercise("11.4")
+def check_text_targets(fn: Callable, draw: Draw) -> None:
     """Exercise 11.4: fn(target_q [B, T, V], rewards [B, T], mask [B, T], gamma) -> targets [B, T], 0 where masked."""
     target_q, rewards, gamma = randn(3, 4, 3), randn(3, 4, seed=1), 0.9
     lengths = [4, 2, 3]
@@ -136,7 +137,6 @@ def check_text_targets(fn: Callable) -> None:
         return t + 1 if t + 1 < n else None
 
     verdict(
-        "exercise 11.4",
         fn,
         (target_q, rewards, mask, gamma),
         table(following),

@@ -8,13 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import fail, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, gradients, verdict
 
 
-def check_group_advantages(fn: Callable) -> None:
+@exercise("12.1")
+def check_group_advantages(fn: Callable, draw: Draw) -> None:
     """Exercise 12.1: fn(scores [B], group_size) -> (score - mean of its group) / standard deviation over G - 1, [B]."""
-    scores, G = torch.tensor([1.0, 0.0, 0.0, 3.0, 2.0, 2.0, 2.0, 2.0, -1.0, 5.0, 0.5, 0.0]), 4
-    rows = [scores.tolist()[i : i + G] for i in range(0, 12, G)]
+    P, G = 3, 4 + draw.more
+    level = [draw.integers(5).item() / 2] * G  # a group of equal scores
+    rows = draw.shuffled([level, *(2 * draw.randn(2, G)).tolist()])
+    scores = draw.tensor(rows).flatten()
 
     def table(one: Callable[[float, list[float]], float], groups: list[list[float]] = rows) -> Tensor:
         return torch.tensor([one(score, row) for row in groups for score in row])
@@ -23,14 +26,13 @@ def check_group_advantages(fn: Callable) -> None:
         return statistics.stdev(row) or 1.0  # equal scores: 0 above, anything below
 
     everything = scores.tolist()
-    strided = [everything[i::3] for i in range(3)]
+    strided = [everything[i::P] for i in range(P)]
     columns = [[row[k] for row in rows] for k in range(G)]  # the first of every group, the second, ...
     wrong_way = [table(lambda score, c: (score - statistics.fmean(c)) / spread(c), [c]) for c in columns]
-    across = torch.empty(12)
+    across = torch.empty(P * G)
     for i, row in enumerate(strided):
-        across[i::3] = table(lambda score, r: (score - statistics.fmean(r)) / spread(r), [row])
+        across[i::P] = table(lambda score, r: (score - statistics.fmean(r)) / spread(r), [row])
     verdict(
-        "exercise 12.1",
         fn,
         (scores, G),
         table(lambda score, row: (score - statistics.fmean(row)) / spread(row)),
@@ -65,15 +67,18 @@ def check_group_advantages(fn: Callable) -> None:
     )
 
 
-def check_best_of_n(fn: Callable) -> None:
+@exercise("12.2")
+def check_best_of_n(fn: Callable, draw: Draw) -> None:
     """Exercise 12.2: fn(probabilities [N], scores [N], n) -> the probabilities of the best of n texts [N]."""
-    p, scores, n = torch.tensor([0.1, 0.3, 0.15, 0.25, 0.2]), torch.tensor([2.0, 0.0, 1.0, 1.0, -1.0]), 3
+    N, n = draw.size(5), 3 - draw.more
+    p = draw.rand(N, low=0.3)
+    p, scores = p / p.sum(), draw.tensor(draw.shuffled([2.0, 0.0, 1.0, 1.0, -1.0, 3.0][:N]))  # two are level
     chances, points = p.tolist(), scores.tolist()
 
     def listed(pick: Callable[[list[int]], dict[int, float]]) -> Tensor:
         """Every draw of n texts; pick says which of them is kept with what probability."""
-        result = [0.0] * 5
-        for draw in itertools.product(range(5), repeat=n):
+        result = [0.0] * N
+        for draw in itertools.product(range(N), repeat=n):
             for i, share in pick(list(draw)).items():
                 result[i] += share * math.prod(chances[k] for k in draw)
         return torch.tensor(result)
@@ -86,14 +91,13 @@ def check_best_of_n(fn: Callable) -> None:
         return {min(set(draw), key=lambda i: (-points[i], i)): 1.0}
 
     def equal_parts(draw: list[int]) -> dict[int, float]:
-        level = [i for i in range(5) if points[i] == max(points[k] for k in draw)]
+        level = [i for i in range(N) if points[i] == max(points[k] for k in draw)]
         return {i: 1 / len(level) for i in level}
 
     below = [sum(q for q, s in zip(chances, points) if s < own) for own in points]
     upto = [sum(q for q, s in zip(chances, points) if s <= own) for own in points]
     slope = torch.tensor([q * n * f ** (n - 1) for q, f in zip(chances, upto)])
     verdict(
-        "exercise 12.2",
         fn,
         (p, scores, n),
         listed(drawn),
@@ -123,9 +127,12 @@ def check_best_of_n(fn: Callable) -> None:
     )
 
 
-def check_ipo_loss(fn: Callable) -> None:
+@exercise("12.3")
+def check_ipo_loss(fn: Callable, draw: Draw) -> None:
     """Exercise 12.3: fn(preferred, rejected, ref_preferred, ref_rejected, all [N], tau) -> the scalar loss."""
-    w, l, ref_w, ref_l = (-2 - randn(5, seed=seed).abs() for seed in range(4))
+    N, tau = draw.size(5), draw.number(0.25, 0.4)
+    goal = 1 / (2 * tau)
+    w, l, ref_w, ref_l = (-2 - draw.randn(N).abs() for _ in range(4))
     rows = list(zip(*(x.tolist() for x in (w, l, ref_w, ref_l))))
 
     def mean(one: Callable[[float, float, float, float], float]) -> Tensor:
@@ -135,85 +142,76 @@ def check_ipo_loss(fn: Callable) -> None:
         return (a - ra) - (b - rb)
 
     verdict(
-        "exercise 12.3",
         fn,
-        (w, l, ref_w, ref_l, 0.4),
-        mean(lambda *x: (gap(*x) - 1.25) ** 2),
+        (w, l, ref_w, ref_l, tau),
+        mean(lambda *x: (gap(*x) - goal) ** 2),
         {
-            "the goal is 1 / (2 tau), not 1 / tau": mean(lambda *x: (gap(*x) - 2.5) ** 2),
-            "the goal is 1 / (2 tau), not tau / 2": mean(lambda *x: (gap(*x) - 0.2) ** 2),
-            "the goal is 1 / (2 tau), not 2 tau": mean(lambda *x: (gap(*x) - 0.8) ** 2),
-            "the reference is ignored: the gap is one of log-ratios": mean(lambda a, b, ra, rb: (a - b - 1.25) ** 2),
+            "the goal is 1 / (2 tau), not 1 / tau": mean(lambda *x: (gap(*x) - 1 / tau) ** 2),
+            "the goal is 1 / (2 tau), not tau / 2": mean(lambda *x: (gap(*x) - tau / 2) ** 2),
+            "the goal is 1 / (2 tau), not 2 tau": mean(lambda *x: (gap(*x) - 2 * tau) ** 2),
+            "the reference is ignored: the gap is one of log-ratios": mean(lambda a, b, ra, rb: (a - b - goal) ** 2),
             "the reference has the wrong sign: its gap is subtracted": mean(
-                lambda a, b, ra, rb: (a - b + ra - rb - 1.25) ** 2
+                lambda a, b, ra, rb: (a - b + ra - rb - goal) ** 2
             ),
             "the two log-ratios are added: the gap is their difference": mean(
-                lambda a, b, ra, rb: ((a - ra) + (b - rb) - 1.25) ** 2
+                lambda a, b, ra, rb: ((a - ra) + (b - rb) - goal) ** 2
             ),
-            "preferred and rejected are swapped": mean(lambda *x: (-gap(*x) - 1.25) ** 2),
-            "the square is missing": mean(lambda *x: gap(*x) - 1.25),
-            "this is the absolute difference, not its square": mean(lambda *x: abs(gap(*x) - 1.25)),
-            "this is DPO: IPO charges a square": mean(lambda *x: math.log1p(math.exp(-0.4 * gap(*x)))),
-            "tau does not multiply the gap as well": mean(lambda *x: (0.4 * gap(*x) - 1.25) ** 2),
-            "the sum over the pairs, not their mean": 5 * mean(lambda *x: (gap(*x) - 1.25) ** 2),
-            "averaged first and squared then: square every pair": mean(lambda *x: gap(*x) - 1.25) ** 2,
+            "preferred and rejected are swapped": mean(lambda *x: (-gap(*x) - goal) ** 2),
+            "the square is missing": mean(lambda *x: gap(*x) - goal),
+            "this is the absolute difference, not its square": mean(lambda *x: abs(gap(*x) - goal)),
+            "this is DPO: IPO charges a square": mean(lambda *x: math.log1p(math.exp(-tau * gap(*x)))),
+            "tau does not multiply the gap as well": mean(lambda *x: (tau * gap(*x) - goal) ** 2),
+            "the sum over the pairs, not their mean": N * mean(lambda *x: (gap(*x) - goal) ** 2),
+            "averaged first and squared then: square every pair": mean(lambda *x: gap(*x) - goal) ** 2,
         },
     )
 
 
-def check_priced_loss(fn: Callable) -> None:
+@exercise("12.4")
+def check_priced_loss(fn: Callable, draw: Draw) -> None:
     """Exercise 12.4: fn(logprobs, ref_logprobs, scores, all [B], kl_coef) -> a loss whose gradient is that of -J_beta.
 
     Compared is the gradient for each text's log-probability; what the loss itself amounts to does not matter.
     """
-    logprobs, ref_logprobs, scores = -2 - randn(4).abs(), -2 - randn(4, seed=1).abs(), randn(4, seed=2)
-    name = "exercise 12.4"
+    N, beta = draw.size(4), draw.number(0.2, 0.5)
+    logprobs, ref_logprobs, scores = -2 - draw.randn(N).abs(), -2 - draw.randn(N).abs(), draw.randn(N)
 
-    def gradient(logprobs: Tensor, *rest):
-        logprobs = logprobs.detach().requires_grad_()
-        loss = fn(logprobs, *rest)
-        if not isinstance(loss, Tensor) or loss.ndim:
-            if isinstance(loss, Tensor):
-                fail(name, f"the shape must be () as a loss is a scalar, got {tuple(loss.shape)}")
-            return loss
-        if not loss.requires_grad:
-            fail(name, "no gradient reaches the log-probabilities: something was detached on the way")
-        return torch.autograd.grad(loss, logprobs)[0]
+    def gradient(*args) -> Tensor:
+        return gradients(fn, args, of=(0,))[1]
 
     def table(one: Callable[[float, float], float]) -> Tensor:
         d = (logprobs - ref_logprobs).tolist()
-        return torch.tensor([one(x, score) / 4 for x, score in zip(d, scores.tolist())])
+        return torch.tensor([one(x, score) / N for x, score in zip(d, scores.tolist())])
 
     verdict(
-        name,
         gradient,
-        (logprobs, ref_logprobs, scores, 0.3),
-        table(lambda d, score: -(score - 0.3 * d)),
+        (logprobs, ref_logprobs, scores, beta),
+        table(lambda d, score: -(score - beta * d)),
         {
             "this is the bug itself: k1 in the loss pulls at every text alike, and on average not at all": table(
-                lambda d, score: -score + 0.3
+                lambda d, score: -score + beta
             ),
             "this is k3 in the loss: the gradient of the forward KL(ref || pi)": table(
-                lambda d, score: -score + 0.3 * (1 - math.exp(-d))
+                lambda d, score: -score + beta * (1 - math.exp(-d))
             ),
             "on average this is right, but k1 in the loss is in it too, and adds only noise: leave it out": table(
-                lambda d, score: -(score - 0.3 * d) + 0.3
+                lambda d, score: -(score - beta * d) + beta
             ),
             "the texts are sampled already: do not multiply by their probability as well": table(
-                lambda d, score: -(score - 0.3 * d)
+                lambda d, score: -(score - beta * d)
             )
             * logprobs.exp(),
             "the price is not there: a score alone": table(lambda d, score: -score),
             "the sign of the price is flipped: leaving the reference is rewarded": table(
-                lambda d, score: -(score + 0.3 * d)
+                lambda d, score: -(score + beta * d)
             ),
-            "the sign of the whole is flipped: a loss is minimised": table(lambda d, score: score - 0.3 * d),
+            "the sign of the whole is flipped: a loss is minimised": table(lambda d, score: score - beta * d),
             "the price carries gradient: (score - kl_coef * log-ratio) has to be detached": table(
-                lambda d, score: -(score - 0.3 * d)
+                lambda d, score: -(score - beta * d)
             )
-            + torch.tensor([0.3 * x / 4 for x in logprobs.tolist()]),
-            "the sum over the texts, not their mean": 4 * table(lambda d, score: -(score - 0.3 * d)),
+            + torch.tensor([beta * x / N for x in logprobs.tolist()]),
+            "the sum over the texts, not their mean": N * table(lambda d, score: -(score - beta * d)),
             "kl_coef is ignored: the whole log-ratio is paid": table(lambda d, score: -(score - d)),
-            "k2 without its half: the price is paid twice": table(lambda d, score: -(score - 2 * 0.3 * d)),
+            "k2 without its half: the price is paid twice": table(lambda d, score: -(score - 2 * beta * d)),
         },
     )

@@ -14,28 +14,28 @@ def others_by_loop(points):
 LEAVE_ONE_OUT = {
     "right": others_by_loop,
     "right too": lambda x: (x.shape[1] * x.mean(1, keepdim=True) - x) / (x.shape[1] - 1),
-    "one's own return is inside the mean": lambda x: x.mean(1, keepdim=True).expand(3, 4),
-    "divided by K, but": lambda x: (x.sum(1, keepdim=True) - x) / 4,
+    "one's own return is inside the mean": lambda x: x.mean(1, keepdim=True).expand_as(x),
+    "divided by K, but": lambda x: (x.sum(1, keepdim=True) - x) / x.shape[1],
     "added up, not averaged": lambda x: x.sum(1, keepdim=True) - x,
-    "one's own return is still in the sum": lambda x: x.sum(1, keepdim=True).expand(3, 4) / 3,
-    "runs over the other prompts": lambda x: (x.sum(0) - x) / 2,
+    "one's own return is still in the sum": lambda x: x.sum(1, keepdim=True).expand_as(x) / (x.shape[1] - 1),
+    "runs over the other prompts": lambda x: (x.sum(0) - x) / (len(x) - 1),
     "the other prompts are mixed in": lambda x: (x.sum() - x) / (x.numel() - 1),
-    "one mean over everything": lambda x: x.mean().expand(3, 4),
+    "one mean over everything": lambda x: x.mean().expand_as(x),
     "divided by P - 1": lambda x: (x.sum(1, keepdim=True) - x) / (len(x) - 1),
     "this is the advantage": lambda x: x - others_by_loop(x),
     "this is return minus batch mean": lambda x: x - x.mean(1, keepdim=True),
-    "must be (3, 4), got (3, 1)": lambda x: x.mean(1, keepdim=True),
+    "must be (3, 5), got (3, 1)": lambda x: x.mean(1, keepdim=True),
     "expected\n": lambda x: others_by_loop(x).flip(1),
 }
 
 
 def best_constant(scores, returns, p):
-    g, s = torch.zeros(5, 4), torch.zeros(5, 4)
-    for n in range(5):
-        for t in range(3):
+    g, s = torch.zeros_like(scores[:, 0]), torch.zeros_like(scores[:, 0])
+    for n in range(len(p)):
+        for t in range(scores.shape[1]):
             g[n] += scores[n, t] * returns[n, t]
             s[n] += scores[n, t]
-    return sum(p[n] * g[n].dot(s[n]) for n in range(5)) / sum(p[n] * s[n].dot(s[n]) for n in range(5))
+    return sum(p[n] * g[n].dot(s[n]) for n in range(len(p))) / sum(p[n] * s[n].dot(s[n]) for n in range(len(p)))
 
 
 def by_token(scores, returns, p, power=2):
@@ -49,16 +49,16 @@ BEST_CONSTANT = {
         (p[:, None].sqrt() * s.sum(1)).reshape(-1, 1), (p[:, None].sqrt() * (s * r[..., None]).sum(1)).reshape(-1, 1)
     ).solution[0, 0],
     "each token's score is squared on its own: tokens": by_token,
-    "every text weighs the same": lambda s, r, p: best_constant(s, r, torch.ones(5)),
-    "and the probabilities are ignored as well": lambda s, r, p: by_token(s, r, torch.ones(5)),
+    "every text weighs the same": lambda s, r, p: best_constant(s, r, torch.ones_like(p)),
+    "and the probabilities are ignored as well": lambda s, r, p: by_token(s, r, torch.ones_like(p)),
     "by their length, not by its square": lambda s, r, p: by_token(s, r, p, power=1),
-    "the return of the whole text": lambda s, r, p: best_constant(s, r[:, :1].expand(5, 3), p),
+    "the return of the whole text": lambda s, r, p: best_constant(s, r[:, :1].expand_as(r), p),
     "this is the expected return": lambda s, r, p: p @ r[:, 0],
     "the plain average": lambda s, r, p: r[:, 0].mean(),
     "the denominator is missing": lambda s, r, p: best_constant(s, r, p) * (p * s.sum(1).square().sum(1)).sum(),
     "the sign is flipped": lambda *args: -best_constant(*args),
     "this is a mean of quotients": lambda s, r, p: sum(
-        p[n] * best_constant(s[n].expand(5, 3, 4), r[n].expand(5, 3), p) for n in range(5)
+        p[n] * best_constant(s[n].expand_as(s), r[n].expand_as(r), p) for n in range(len(p))
     ),
     "each vector is averaged first": lambda s, r, p: (
         ((p @ (s * r[..., None]).sum(1)) @ (p @ s.sum(1))) / (p @ s.sum(1)).norm() ** 2
@@ -71,11 +71,12 @@ BEST_CONSTANT = {
 }
 
 
-def loss(logprobs, returns, values, mask, in_policy=None, in_critic=None, sign=-1, critic=0.5, rows=3):
+def loss(logprobs, returns, values, mask, in_policy=None, in_critic=None, sign=-1, critic=0.5, rows=None):
+    rows = rows or len(mask)
     in_policy, in_critic = (x if x is not None else y for x, y in ((in_policy, values.detach()), (in_critic, values)))
     total = 0.0
-    for b in range(3):
-        for t in range(4):
+    for b in range(mask.shape[0]):
+        for t in range(mask.shape[1]):
             if mask[b, t]:
                 total = total + sign * logprobs[b, t] * (returns[b, t] - in_policy[b, t]) / rows
                 total = total + critic * (in_critic[b, t] - returns[b, t]) ** 2 / mask.sum()
@@ -85,7 +86,7 @@ def loss(logprobs, returns, values, mask, in_policy=None, in_critic=None, sign=-
 LOSS_WITH_BASELINE = {
     "right": loss,
     "right too": lambda p, r, v, m: (
-        -torch.einsum("bt,bt,bt->", p, (r - v).detach(), m) / 3 + torch.nn.functional.mse_loss(v[m > 0], r[m > 0]) / 2
+        -torch.einsum("bt,bt,bt->", p, (r - v).detach(), m) / len(m) + torch.nn.functional.mse_loss(v[m > 0], r[m > 0]) / 2
     ),
     "a gradient flows through the baseline": lambda p, r, v, m: loss(p, r, v, m, in_policy=v),
     "nothing moves the values any more": lambda p, r, v, m: loss(p, r, v.detach(), m),
@@ -94,14 +95,14 @@ LOSS_WITH_BASELINE = {
         loss(p.detach(), r, v, m, in_policy=v, critic=0) + loss(p.detach() * 0, r, v, m)
     ),
     "lost its 1/2": lambda p, r, v, m: loss(p, r, v, m, critic=1),
-    "divided by the rows": lambda p, r, v, m: loss(p, r, v, m, critic=0.5 * 7 / 3),
+    "divided by the rows": lambda p, r, v, m: loss(p, r, v, m, critic=0.5 * m.sum() / len(m)),
     "the value loss is gone": lambda p, r, v, m: loss(p, r, v, m, critic=0),
-    "the baseline is gone": lambda p, r, v, m: loss(p, r, v, m, in_policy=torch.zeros(3, 4)),
+    "the baseline is gone": lambda p, r, v, m: loss(p, r, v, m, in_policy=torch.zeros_like(v)),
     "the sign of the policy's part is flipped": lambda p, r, v, m: loss(p, r, v, m, sign=1),
-    "the mask is ignored": lambda p, r, v, m: loss(p, r, v, torch.ones(3, 4)),
-    "divided by all actions": lambda p, r, v, m: loss(p, r, v, m, rows=7),
+    "the mask is ignored": lambda p, r, v, m: loss(p, r, v, torch.ones_like(m)),
+    "divided by all actions": lambda p, r, v, m: loss(p, r, v, m, rows=m.sum()),
     "something was detached on the way": lambda p, r, v, m: loss(p.detach(), r, v.detach(), m),
-    "must be (), a scalar, got (3,)": lambda p, r, v, m: -(p * (r - v.detach()) * m).sum(1),
+    "must be (), got (3,)": lambda p, r, v, m: -(p * (r - v.detach()) * m).sum(1),
     "expected\n": lambda *args: 2 * loss(*args),
 }
 
@@ -130,7 +131,7 @@ TEXT_WEIGHTS = {
     "the mean ratio of the tokens": lambda p, q, m: (ratios(p, q) * m).sum(1) / m.sum(1),
     "exp is missing": lambda p, q, m: (p * m).sum(1) - (q * m).sum(1),
     "the length is divided out": lambda p, q, m: weight_by_loop(p, q, m) ** (1 / m.sum(1)),
-    "the ratio of the last token only": lambda p, q, m: ratios(p, q)[torch.arange(3), m.sum(1).long() - 1],
+    "the ratio of the last token only": lambda p, q, m: ratios(p, q)[torch.arange(len(m)), m.sum(1).long() - 1],
     "must be (3,), got (3, 4)": lambda p, q, m: ratios(p, q) * m,
     "expected\n": lambda p, q, m: weight_by_loop(p, q, m) + 1,
 }

@@ -65,7 +65,7 @@ GAE = {
 
 def returns_without_baseline(rewards, values, mask, gamma, lam):
     """The recursion with V(next state) in the error but without V(this state)."""
-    advantages, later, next_value = torch.zeros(mask.shape), torch.zeros(2), torch.zeros(2)
+    advantages, later, next_value = torch.zeros(mask.shape), torch.zeros(len(mask)), torch.zeros(len(mask))
     for t in reversed(range(5)):
         later = (rewards[:, t] + gamma * next_value + gamma * lam * later) * mask[:, t]
         advantages[:, t], next_value = later, values[:, t] * mask[:, t]
@@ -103,7 +103,7 @@ CLIPPED_SURROGATE_LOSS = {
     "clip_eps is ignored": lambda new, old, a, m, eps: surrogate(new, old, a, m, 0.2),
     "no gradient reaches the log-probabilities": lambda new, *a: surrogate(new.detach(), *a),
     "the mask is ignored": lambda *a: surrogate(*a, counted=False),
-    "divided by all positions": lambda *a: surrogate(*a, over=8),
+    "divided by all positions": lambda *a: surrogate(*a, over=a[3].numel()),
     "a sum where the mean": lambda *a: surrogate(*a, over=1),
     "must be (), got (2, 4)": lambda new, old, a, m, eps: -(new - old).exp() * a * m,
     "expected a tensor, got float": lambda *a: surrogate(*a).item(),
@@ -123,7 +123,7 @@ REWARD = {
     "got (4,) torch.int64": lambda prompts, responses: torch.tensor([len(r) for r in responses]),
     "got (4, 1)": lambda prompts, responses: lengths_of(prompts, responses)[:, None],
     "got ()": lambda prompts, responses: lengths_of(prompts, responses).mean(),
-    "got list": lambda prompts, responses: [0.0, 1.0, 2.0, 3.0],
+    "got list": lambda prompts, responses: [float(len(r)) for r in responses],
     "must be finite": lambda prompts, responses: 1 / lengths_of(prompts, responses),
     "carries no gradient": lambda prompts, responses: lengths_of(prompts, responses).requires_grad_(),
     "depends on the other responses in the batch": lambda prompts, responses: (

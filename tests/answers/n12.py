@@ -158,7 +158,7 @@ PRICED_LOSS = {
     "the sum over the texts": lambda lp, ref, s, b: -(paid(lp, ref, s, b) * lp).sum(),
     "kl_coef is ignored": lambda lp, ref, s, b: -(paid(lp, ref, s, 1.0) * lp).mean(),
     "without its half": lambda lp, ref, s, b: (-s * lp + b * (lp - ref) ** 2).mean(),
-    "must be () as a loss is a scalar, got (4,)": lambda lp, ref, s, b: -paid(lp, ref, s, b) * lp,
+    "must be (), got (4,)": lambda lp, ref, s, b: -paid(lp, ref, s, b) * lp,
     "something was detached": lambda lp, ref, s, b: -(paid(lp, ref, s, b) * lp.detach()).mean(),
     "expected\n": lambda lp, ref, s, b: -(paid(lp, ref, s, b) * lp).mean() / 3,
 }
