@@ -1,0 +1,31 @@
+"""nbgrader's settings for this course; nbgrader reads them when it is started in this folder."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from grade_apart import GradeApart, RestoreCells  # noqa: E402
+from nbgrader.preprocessors import (  # noqa: E402
+    AssignLatePenalties,
+    CheckCellMetadata,
+    ClearOutput,
+    DeduplicateIds,
+    LimitOutput,
+    OverwriteCells,
+    OverwriteKernelspec,
+    SaveAutoGrades,
+)
+
+c = get_config()  # noqa: F821 (given by nbgrader)
+c.CourseDirectory.root = str(ROOT)
+c.CourseDirectory.course_id = "rlcourse"
+c.ClearSolutions.code_stub = {"python": "raise NotImplementedError"}
+c.ClearSolutions.text_stub = "*Your answer here.*"
+c.Execute.timeout = 120  # seconds for a cell; the project's training takes the longest
+c.GradeApart.closed_book = ["ps1", "ps2"]  # these ask for functions that rlcourse has
+c.Autograde.sanitize_preprocessors = [
+    ClearOutput, RestoreCells, DeduplicateIds, OverwriteKernelspec, OverwriteCells, CheckCellMetadata,
+]  # fmt: skip
+c.Autograde.autograde_preprocessors = [GradeApart, LimitOutput, SaveAutoGrades, AssignLatePenalties, CheckCellMetadata]
