@@ -134,7 +134,7 @@ def test_an_answer_in_another_dtype_is_judged_by_its_numbers(name, dtype):
     for key, fn in EXERCISES[name][1].items():
         if key.startswith("right"):
             check(name)(in_dtype(fn, dtype))
-        else:
+        elif "int64" not in key:
             message = message_of(name, in_dtype(fn, dtype))
             assert says(key, message) or "expected" in key + message, (key, message)
 
@@ -200,13 +200,13 @@ def test_wrong_type(name, answer):
 @pytest.mark.parametrize("name", EXERCISES)
 def test_wrong_shape(name):
     for answer in (torch.rand(7, 3), torch.rand(7, 3, requires_grad=True), torch.zeros(7, 3, dtype=torch.bool)):
-        assert re.search(r"shape.*got \(7, 3\)", message_of(name, lambda *args: answer))
+        assert re.search(r"shape.*got \(7, 3\)", message_of(name, lambda *args, answer=answer: answer))
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-def test_nan_is_not_right(name):
-    for wrong in (float("nan"), float("inf")):
-        message_of(name, lambda *args: right(name)(*args) * wrong)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_nan_is_not_right(name, wrong):
+    message_of(name, lambda *args: right(name)(*args) * wrong)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -273,17 +273,16 @@ def test_the_time_limit_works_in_another_thread(monkeypatch):
 
 def test_the_time_limit_never_strikes_afterwards():
     """Work that takes just about as long as it may: either it ends or it does not, and nothing comes later."""
-    ends = 0
-    for _ in range(300):
-        end = time.monotonic() + 0.002
+    threads, ends = threading.active_count(), []
+    for n in range(300):
+        end = time.monotonic() + 0.001 * (n % 5)
         try:
-            within(0.002, lambda end=end: all(time.monotonic() < end for _ in iter(int, 1)))
-            ends += 1
+            ends.append(within(0.002, lambda end=end: all(time.monotonic() < end for _ in iter(int, 1))))
         except TimeUp:
-            pass
+            ends.append(None)
         for _ in range(100):  # where a late interrupt would strike
             pass
-    assert 0 <= ends <= 300
+    assert len(ends) == 300 and None in ends and False in ends and threading.active_count() == threads
 
 
 def test_a_wait_outside_python_is_left_behind():
@@ -293,16 +292,19 @@ def test_a_wait_outside_python_is_left_behind():
     assert time.monotonic() - start < 2.5
 
 
-def test_a_bare_except_does_not_outlive_the_limit(monkeypatch):
+def test_the_check_answers_although_a_bare_except_goes_on(monkeypatch):
+    go_on = [True]
+
     def deaf(*args):
-        while True:
+        while go_on:
             try:
                 sum(range(1000))
             except:  # noqa: E722
-                sum(range(1000))
+                pass
 
     monkeypatch.setattr(verdict, "SECONDS", 0.02)
     assert "endless loop" in message_of("gae", deaf)
+    go_on.clear()
 
 
 def test_what_is_right_for_the_first_inputs_only():
@@ -348,7 +350,7 @@ def test_a_check_whose_mistakes_coincide_does_not_run():
         verdict.verdict(fn, (x,), x, {"twice": 2 * x, "doubled": x + x})
 
     del verdict.EXERCISES["99.1"]
-    with pytest.raises(RuntimeError, match="exercise 99.1: no inputs found"):
+    with pytest.raises(RuntimeError, match="no inputs found"):
         check_nothing(lambda x: x)
 
 

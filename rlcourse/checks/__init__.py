@@ -33,4 +33,5 @@ from rlcourse.checks.n09 import check_blocked_logprobs, check_coverage_score, ch
 from rlcourse.checks.n10 import check_cheapest_label, check_class_f1, check_logged_value, check_paid_choice
 from rlcourse.checks.n11 import check_double_estimate, check_epsilon_greedy, check_td_targets, check_text_targets
 from rlcourse.checks.n12 import check_best_of_n, check_group_advantages, check_ipo_loss, check_priced_loss
+from rlcourse.checks.n13 import check_alarms, check_price_paid, check_surprise_gap, check_whitened
 from rlcourse.checks.verdict import progress

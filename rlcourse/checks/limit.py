@@ -14,8 +14,8 @@ def within(seconds: float, run: Callable):
     """What run() returns or raises, or TimeUp when it takes longer than that.
 
     It runs in a thread of its own, which alone is interrupted, so that nothing can strike the caller afterwards. That
-    works on every system and in any thread (a signal would not). A thread that waits outside Python, in `sleep` say, is
-    left behind and ends when Python gets it back.
+    works on every system and in any thread (a signal would not). What cannot be interrupted is left behind: a wait
+    outside Python, in `sleep` say, until it is over, and a loop around a bare `except:` until the kernel ends.
     """
     outcome = {}
 
@@ -42,9 +42,9 @@ def within(seconds: float, run: Callable):
 
 
 def _stop(worker: threading.Thread) -> None:
-    """Raise TimeUp in the thread, again and again for a second, for a bare `except:` catches it too."""
-    for _ in range(50):
+    """Raise TimeUp in the thread; a few times, since it may be lost in a `finally` or a bare `except:`."""
+    for _ in range(20):
         if not worker.is_alive():
             return
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(TimeUp))
-        worker.join(0.02)
+        worker.join(0.05)

@@ -7,13 +7,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, redraw_unless, verdict
 
 
 @exercise("00.1")
 def check_expected_reward(fn: Callable, draw: Draw) -> None:
     """Exercise 00.1: fn(logits [B, V], rewards [B, V]) -> the expected reward of one action in each state [B]."""
-    logits, rewards = randn(3, 4), 2 * randn(3, 4, seed=1)
+    B = draw.size(3)
+    logits, rewards = draw.randn(B, 4), 2 * draw.randn(B, 4)
 
     def table(weights: Callable[[list[float]], list[float]]) -> Tensor:
         rows = zip(logits.tolist(), rewards.tolist())
@@ -49,8 +50,8 @@ def check_expected_reward(fn: Callable, draw: Draw) -> None:
 @exercise("00.2")
 def check_negative_log_likelihood(fn: Callable, draw: Draw) -> None:
     """Exercise 00.2: fn(logprobs [B, T], mask [B, T]) -> the cross-entropy loss, a scalar in nats per token."""
-    logprobs, lengths = -randn(3, 4).abs() - 0.1, [4, 2, 1]
-    mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
+    mask, lengths = draw.prefixes(4, 2, 1)
+    logprobs = -draw.randn(*mask.shape).abs() - 0.1
     rows = [row[:n] for row, n in zip(logprobs.tolist(), lengths)]
     total, count = -sum(map(sum, rows)), sum(lengths)
     right = total / count
@@ -74,10 +75,11 @@ def check_negative_log_likelihood(fn: Callable, draw: Draw) -> None:
 @exercise("00.3")
 def check_chosen_logprobs(fn: Callable, draw: Draw) -> None:
     """Exercise 00.3: fn(logits [B, T, V], actions [B, T]) -> log-probabilities of the chosen actions [B, T]."""
-    logits, actions = randn(2, 5, 4), torch.tensor([[0, 1, 2, 3, 1], [3, 0, 2, 2, 1]])
+    B = draw.size(2)
+    logits, actions = draw.randn(B, 5, 4), draw.integers(4, B, 5)
 
     def table(one: Callable[[int, int, int], float]) -> Tensor:
-        return torch.tensor([[one(b, t, actions[b, t].item()) for t in range(5)] for b in range(2)])
+        return torch.tensor([[one(b, t, actions[b, t].item()) for t in range(5)] for b in range(B)])
 
     def log_pi(b: int, t: int) -> list[float]:
         return [math.log(p) for p in _softmax(logits[b, t].tolist())]
@@ -87,7 +89,7 @@ def check_chosen_logprobs(fn: Callable, draw: Draw) -> None:
         (logits, actions),
         table(lambda b, t, a: log_pi(b, t)[a]),
         {
-            "always 0: the log-softmax sees only one number, because gather came first": torch.zeros(2, 5),
+            "always 0: the log-softmax sees only one number, because gather came first": torch.zeros(B, 5),
             "the softmax runs over time: the V tokens of one position compete, not the T positions": table(
                 lambda b, t, a: math.log(_softmax(logits[b, :, a].tolist())[t])
             ),
@@ -109,10 +111,11 @@ def check_chosen_logprobs(fn: Callable, draw: Draw) -> None:
 @exercise("00.4")
 def check_bigram_policy(fn: Callable, draw: Draw) -> None:
     """Exercise 00.4: fn(texts [N, T], vocab_size) -> pi [V, V], pi[s, a] = share of a among what followed s."""
-    texts, V = torch.tensor([[0, 1, 0, 2], [0, 1, 1, 2], [2, 0, 1, 0], [1, 2, 2, 0]]), 3
+    V, texts = 3, draw.integers(3, draw.size(4), 4)
     rows = texts.tolist()
     inside = [pair for row in rows for pair in pairwise(row)]
     flat = [token for row in rows for token in row]
+    redraw_unless({s for s, _ in inside} == {a for _, a in inside} == set(range(V)))  # no row, no column without a pair
 
     def counts(pairs: list[tuple[int, int]]) -> Tensor:
         return torch.tensor([[float(pairs.count((s, a))) for a in range(V)] for s in range(V)])

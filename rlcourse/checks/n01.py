@@ -6,24 +6,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, redraw_unless, verdict
 
 
 @exercise("01.1")
 def check_expected_return(fn: Callable, draw: Draw) -> None:
     """Exercise 01.1: fn(pi, mask, rewards), all [N, T], of every text of a small world -> J, a scalar tensor."""
-    first, second = [0.5, 0.3, 0.2], [[0.1, 0.6, 0.3], [0.7, 0.2, 0.1]]  # pi(a), then pi(b | a); token 2 is the end
-    pay_first, pay_second = [0.4, 1.0, 0.5], [[2.0, -1.0, 0.3], [1.0, 3.0, -2.0]]
+    first, *second = draw.randn(3, 3).softmax(1).tolist()  # pi(a), then pi(b | a); token 2 is the end
+    pay_first, *pay_second = (2 * draw.randn(3, 3)).tolist()
     J = 0.0  # backwards through the tree, without any text's probability
     for a in range(3):
         J += first[a] * pay_first[a]
         if a < 2:
             J += first[a] * sum(p * r for p, r in zip(second[a], pay_second[a]))
-    texts = [(a, b) for a in range(2) for b in range(3)] + [(2, None)]
-    garbage = 0.4, 7.0  # what stands after the end
-    pi = torch.tensor([[first[a], garbage[0] if b is None else second[a][b]] for a, b in texts])
-    rewards = torch.tensor([[pay_first[a], garbage[1] if b is None else pay_second[a][b]] for a, b in texts])
-    mask = torch.tensor([[1.0, float(b is not None)] for _, b in texts])
+    texts = draw.shuffled([(a, b) for a in range(2) for b in range(3)] + [(2, None)])
+    garbage = draw.number(0.2, 0.8), draw.number(3, 7)  # what stands after the end
+    pi = draw.tensor([[first[a], garbage[0] if b is None else second[a][b]] for a, b in texts])
+    rewards = draw.tensor([[pay_first[a], garbage[1] if b is None else pay_second[a][b]] for a, b in texts])
+    mask = draw.tensor([[1.0, float(b is not None)] for _, b in texts])
 
     def total(weigh: Callable, worth: Callable = sum, masked: tuple[bool, bool] = (True, True)) -> Tensor:
         result = 0.0
@@ -71,11 +71,12 @@ def check_expected_return(fn: Callable, draw: Draw) -> None:
 @exercise("01.2")
 def check_softmax_score(fn: Callable, draw: Draw) -> None:
     """Exercise 01.2: fn(logits [B, V], actions [B]) -> d log pi(a) / d logits [B, V]."""
-    logits, actions = randn(3, 4, seed=5), torch.tensor([2, 0, 2])
+    B = draw.size(3)
+    logits, actions = draw.randn(B, 4), draw.integers(4, B)
 
     def slopes(function: Callable[[list[float], int], float]) -> Tensor:
         """By central differences, one logit at a time."""
-        result, h = torch.zeros(3, 4), 1e-5
+        result, h = torch.zeros(B, 4), 1e-5
         for b, (row, a) in enumerate(zip(logits.tolist(), actions.tolist())):
             for v in range(4):
                 up, down = ([x + step * (i == v) for i, x in enumerate(row)] for step in (h, -h))
@@ -89,7 +90,7 @@ def check_softmax_score(fn: Callable, draw: Draw) -> None:
     pi = torch.tensor([[probability(row, v) for v in range(4)] for row in logits.tolist()])
     raw = slopes(lambda row, a: row[a])
     columns = [[math.exp(x) for x in column] for column in logits.T.tolist()]
-    over_rows = torch.tensor([[column[b] / sum(column) for column in columns] for b in range(3)])
+    over_rows = torch.tensor([[column[b] / sum(column) for column in columns] for b in range(B)])
     verdict(
         fn,
         (logits, actions),
@@ -105,7 +106,7 @@ def check_softmax_score(fn: Callable, draw: Draw) -> None:
             "log-probabilities are subtracted: it must be the probabilities": raw - pi.log(),
             "only the chosen logit has a slope here: the others enter through the normaliser, with -pi(v)": raw * right,
             "this is d log pi / d pi: go on to the logits, by the chain rule through the softmax": raw / pi,
-            "divided by the number of rows: each row is a gradient of its own, no part of a mean": right / len(right),
+            "divided by the number of rows: each row is a gradient of its own, no part of a mean": right / B,
         },
     )
 
@@ -113,8 +114,8 @@ def check_softmax_score(fn: Callable, draw: Draw) -> None:
 @exercise("01.3")
 def check_gradient_estimates(fn: Callable, draw: Draw) -> None:
     """Exercise 01.3: fn(scores [N, T, D], rewards [N, T], mask [N, T]) -> an estimate of grad J per row [N, D]."""
-    scores, rewards, lengths = randn(3, 4, 2), randn(3, 4, seed=1), [4, 2, 1]
-    mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
+    mask, lengths = draw.prefixes(4, 2, 1)
+    scores, rewards = draw.randn(*mask.shape, 2), draw.randn(*mask.shape)
 
     def table(
         weigh: Callable[[list[float], int], float],
@@ -122,7 +123,7 @@ def check_gradient_estimates(fn: Callable, draw: Draw) -> None:
         acts: Callable[[int], int] = lambda n: n,
         divisor: Callable[[int], float] = lambda n: 1.0,
     ) -> Tensor:
-        result = torch.zeros(3, 2)
+        result = torch.zeros(len(lengths), 2)
         for i, n in enumerate(lengths):
             paid = rewards[i, : reads(n)].tolist()
             for t in range(acts(n)):
@@ -166,16 +167,18 @@ def check_gradient_estimates(fn: Callable, draw: Draw) -> None:
 @exercise("01.4")
 def check_bandit_gradient(fn: Callable, draw: Draw) -> None:
     """Exercise 01.4: fn(logits [V], actions [B], rewards [B]) -> estimate of grad J from these samples [V]."""
-    logits, actions = torch.tensor([0.7, -0.3, 0.1, -1.0]), torch.tensor([0, 2, 0, 1, 3])
-    rewards = torch.tensor([1.0, -0.5, 2.0, 0.3, 1.5])
+    B = draw.size(5)
+    logits, actions, rewards = draw.randn(4), draw.integers(4, B), draw.randn(B) + 1
     z = sum(map(math.exp, logits.tolist()))
     pi = [math.exp(x) / z for x in logits.tolist()]
     samples = list(zip(actions.tolist(), rewards.tolist()))
 
     def average(one: Callable[[int, float, int], float]) -> Tensor:
-        return torch.tensor([sum(one(a, r, v) for a, r in samples) / len(samples) for v in range(4)])
+        return torch.tensor([sum(one(a, r, v) for a, r in samples) / B for v in range(4)])
 
-    right, mean = average(lambda a, r, v: r * ((a == v) - pi[v])), sum(r for _, r in samples) / len(samples)
+    weighed = sum(r * pi[a] for a, r in samples) / B
+    redraw_unless(abs(weighed) > 0.1)  # one mistake divides by it
+    right, mean = average(lambda a, r, v: r * ((a == v) - pi[v])), sum(r for _, r in samples) / B
     verdict(
         fn,
         (logits, actions, rewards),
@@ -185,7 +188,7 @@ def check_bandit_gradient(fn: Callable, draw: Draw) -> None:
                 average(lambda a, r, v: r * pi[a] * ((a == v) - pi[v]))
             ),
             "the sign is flipped: this is the gradient of a loss, the estimate points uphill": -right,
-            "this is the sum over the samples: an expectation is estimated by their mean": right * len(samples),
+            "this is the sum over the samples: an expectation is estimated by their mean": right * B,
             "the log-probabilities of all actions are pushed, not that of the sampled one": average(
                 lambda a, r, v: r * (1 - 4 * pi[v])
             ),
@@ -201,6 +204,6 @@ def check_bandit_gradient(fn: Callable, draw: Draw) -> None:
             "the logarithm of the reward-weighted mean was taken: the log belongs on pi(a), inside the mean": average(
                 lambda a, r, v: r * pi[a] * ((a == v) - pi[v])
             )
-            / (sum(r * pi[a] for a, r in samples) / len(samples)),
+            / weighed,
         },
     )

@@ -68,14 +68,14 @@ def check_best_constant(fn: Callable, draw: Draw) -> None:
     scores, returns = draw.randn(N, 3, 4) * mask[..., None], (draw.randn(N, 3) + 2) * mask
 
     def total(power: int = 2, by_token: bool = False, weigh: bool = True, total_return: bool = False) -> Tensor:
-        top = bottom = 0.0
+        top, bottom, s, G = 0.0, 0.0, scores.tolist(), returns.tolist()
         for n in range(N):
             weight = p[n].item() if weigh else 1.0
             for t in range(3):
                 for u in [t] if by_token else range(3):
-                    dot = sum(scores[n, t, d].item() * scores[n, u, d].item() for d in range(4))
+                    dot = sum(x * y for x, y in zip(s[n][t], s[n][u]))
                     dot = math.sqrt(dot) if power == 1 else dot
-                    top += weight * dot * returns[n, 0 if total_return else u].item()
+                    top += weight * dot * G[n][0 if total_return else u]
                     bottom += weight * dot
         return torch.tensor(top / bottom)
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, verdict
 
 
 @exercise("04.1")
 def check_discounted_reward_to_go(fn: Callable, draw: Draw) -> None:
     """Exercise 04.1: fn(rewards [B, T], mask [B, T], gamma) -> discounted reward-to-go [B, T]."""
-    rewards, gamma = 1 + randn(3, 5).abs(), 0.8
-    mask, lengths = _prefixes([5, 3, 1], 5)
+    mask, lengths = draw.prefixes(5, 3, 1)
+    rewards, gamma = 1 + draw.randn(*mask.shape).abs(), draw.number(0.7, 0.9)
 
     def table(power: Callable = lambda t, k: k - t, first: Callable = lambda t: t, end=None, g=gamma) -> Tensor:
         r = rewards.tolist()
@@ -27,7 +27,7 @@ def check_discounted_reward_to_go(fn: Callable, draw: Draw) -> None:
         return torch.tensor(rows)
 
     unmasked = torch.tensor(
-        [[sum(gamma ** (k - t) * rewards[b, k] for k in range(t, 5)) for t in range(5)] for b in range(3)]
+        [[sum(gamma ** (k - t) * rewards[b, k] for k in range(t, 5)) for t in range(5)] for b in range(len(lengths))]
     )
     verdict(
         fn,
@@ -61,8 +61,8 @@ def check_discounted_reward_to_go(fn: Callable, draw: Draw) -> None:
 @exercise("04.2")
 def check_potential_shaping(fn: Callable, draw: Draw) -> None:
     """Exercise 04.2: fn(rewards, potentials, mask [B, T], gamma) -> shaped rewards [B, T]."""
-    rewards, potentials, gamma = randn(3, 5), randn(3, 5, seed=1), 0.9
-    mask, lengths = _prefixes([5, 3, 1], 5)
+    mask, lengths = draw.prefixes(5, 3, 1)
+    rewards, potentials, gamma = draw.randn(*mask.shape), draw.randn(*mask.shape), draw.number(0.7, 0.95)
 
     def table(
         ahead: float = gamma,
@@ -73,7 +73,7 @@ def check_potential_shaping(fn: Callable, draw: Draw) -> None:
         step: int = 1,
         last: float = 1.0,
     ) -> Tensor:
-        result = torch.zeros(3, 5)
+        result = torch.zeros(mask.shape)
         for b, length in enumerate(lengths):
             end = length if masked else 5
             for t in range(end):
@@ -113,7 +113,8 @@ def check_potential_shaping(fn: Callable, draw: Draw) -> None:
 @exercise("04.3")
 def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
     """Exercise 04.3: fn(logits [N, V], targets [N]) -> expected gradient of the reward in the logits [N, V]."""
-    logits, targets = randn(4, 5), torch.tensor([0, 3, 3, 1])
+    N = draw.size(4)
+    logits, targets = draw.randn(N, 5), draw.integers(5, N)
 
     def table(entry: Callable[[list[float], int, int], float]) -> Tensor:
         rows = []
@@ -134,7 +135,7 @@ def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
                 slope
             ),
             "this is the gradient of the cross-entropy loss: turn its sign, take no mean over rows, and the factor "
-            "pi(y) is missing": table(lambda pi, y, v: -slope(pi, y, v) / 4),
+            "pi(y) is missing": table(lambda pi, y, v: -slope(pi, y, v) / N),
             "the sign is flipped: this is the gradient of a loss, the reward is climbed": table(
                 lambda pi, y, v: -pi[y] * slope(pi, y, v)
             ),
@@ -149,7 +150,7 @@ def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
                 lambda pi, y, v: pi[y] * (v == y)
             ),
             "divided by the number of rows: one gradient for each row, no mean over them": table(
-                lambda pi, y, v: pi[y] * slope(pi, y, v) / 4
+                lambda pi, y, v: pi[y] * slope(pi, y, v) / N
             ),
         },
     )
@@ -158,8 +159,9 @@ def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
 @exercise("04.4")
 def check_paid_as_it_grows(fn: Callable, draw: Draw) -> None:
     """Exercise 04.4: fn(before [B, T], scores [B]) -> rewards [B, T]: what each action added to the score."""
-    grown = [[0.0, 1.5, 1.0, 3.0, 2.5, 6.0], [0.0, 2.0, 2.5, 7.0, 7.0, 7.0], [0.0, 4.0, 4.0, 4.0, 4.0, 4.0]]
-    before, scores = torch.tensor(grown)[:, :5], torch.tensor(grown)[:, 5]
+    added_up = (2 * draw.randn(draw.size(3), 5)).cumsum(1)
+    grown = [[0.0, *row] for row in added_up.tolist()]
+    before, scores = draw.tensor(grown)[:, :5], draw.tensor(grown)[:, 5]
 
     def table(one: Callable[[list[float], int], float], last: Callable[[list[float]], float] | None = None) -> Tensor:
         rows = [[last(s) if last and t == 4 else one(s, t) for t in range(5)] for s in grown]
@@ -201,10 +203,6 @@ def check_paid_as_it_grows(fn: Callable, draw: Draw) -> None:
             ),
         },
     )
-
-
-def _prefixes(lengths: list[int], width: int) -> tuple[Tensor, list[int]]:
-    return torch.tensor([[1.0] * n + [0.0] * (width - n) for n in lengths]), lengths
 
 
 def _only_full_rows(wrong: Tensor, right: Tensor, lengths: list[int]) -> Tensor:

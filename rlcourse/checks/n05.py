@@ -6,15 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, redraw_unless, verdict
 
 
 @exercise("05.1")
 def check_token_ratio(fn: Callable, draw: Draw) -> None:
     """Exercise 05.1: fn(logprobs, old_logprobs, mask), all [B, T] -> importance ratio [B, T], 1 where masked."""
-    logprobs, old_logprobs = -randn(3, 4).abs(), -randn(3, 4, seed=1).abs()
-    lengths = [4, 2, 1]
-    mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
+    mask, lengths = draw.prefixes(4, 2, 1)
+    logprobs, old_logprobs = -0.1 - draw.randn(*mask.shape).abs(), -0.1 - draw.randn(*mask.shape).abs()
     logprobs, old_logprobs = (torch.where(mask > 0, x, -math.inf) for x in (logprobs, old_logprobs))
     new, old = logprobs.tolist(), old_logprobs.tolist()
 
@@ -28,9 +27,14 @@ def check_token_ratio(fn: Callable, draw: Draw) -> None:
     def with_gradient(*args):
         """fn's ratios; minus infinity where they are numbers but their gradient is not."""
         ratio = fn(*args)
-        if isinstance(ratio, Tensor) and ratio.requires_grad and ratio.isfinite().all():
-            (gradient,) = torch.autograd.grad(ratio.sum(), args[0], retain_graph=True)
-            if ratio.shape == mask.shape:
+        if (
+            isinstance(ratio, Tensor)
+            and ratio.shape == mask.shape
+            and ratio.requires_grad
+            and ratio.is_floating_point()
+        ):
+            (gradient,) = torch.autograd.grad(ratio.sum(), args[0], retain_graph=True, allow_unused=True)
+            if gradient is not None and ratio.isfinite().all():
                 ratio = torch.where(gradient.isnan() & (ratio == 1), -math.inf, ratio)
         return ratio
 
@@ -66,9 +70,11 @@ def check_token_ratio(fn: Callable, draw: Draw) -> None:
 @exercise("05.2")
 def check_clip_gradient(fn: Callable, draw: Draw) -> None:
     """Exercise 05.2: fn(ratio [N], advantages [N], clip_eps) -> derivative of the clipped surrogate by log pi [N]."""
-    ratio = torch.tensor([1.5, 0.5, 1.5, 0.5, 1.1, 0.9, 1.25, 0.75])
-    advantages = torch.tensor([1.0, 2.0, -1.5, -0.5, 0.7, -0.8, 3.0, -2.5])
-    eps = 0.3
+    eps = draw.number(0.3, 0.4)
+    kinds = [(1.5, 1), (-1.5, 1), (1.5, -1), (-1.5, -1), (0.3, 1), (-0.3, -1), (0.8, 1), (-0.8, -1), (1.2, 1)]
+    kinds = draw.shuffled(kinds[: draw.size(8)])  # how far from 1 in units of eps, the sign of the advantage
+    ratio = 1 + eps * (draw.tensor([far for far, _ in kinds]) + draw.rand(len(kinds), high=0.1))
+    advantages = draw.tensor([sign for _, sign in kinds]) * draw.rand(len(kinds), low=0.5, high=3.0)
 
     def table(push: Callable[[float, float], bool], size: Callable[[float, float], float] = lambda r, a: r * a):
         pairs = zip(ratio.tolist(), advantages.tolist())
@@ -124,23 +130,23 @@ def check_clip_gradient(fn: Callable, draw: Draw) -> None:
 @exercise("05.3")
 def check_epoch_kls(fn: Callable, draw: Draw) -> None:
     """Exercise 05.3: fn(logprobs [E, B, T], old_logprobs, mask [B, T], target_kl) -> mean k3 of each epoch run [E]."""
-    lengths, counted = [4, 2, 1], 7
-    old_logprobs = -1 - randn(3, 4).abs()
-    mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
-    drift = randn(3, 4, seed=1)
+    mask, lengths = draw.prefixes(4, 2, 1)
+    (B, T), counted = mask.shape, sum(lengths)
+    old_logprobs, drift = -1 - draw.randn(B, T).abs(), draw.randn(B, T)
     sizes = [0.0, 0.2, 0.5, 0.1, 0.6, 0.05]  # the third epoch is too far, the fourth would not have been
     logprobs = torch.stack([old_logprobs + size * drift for size in sizes])
-    target_kl = 0.02
+    target_kl = draw.number(0.02, 0.05)
 
     def k3(x: float) -> float:
         return math.exp(x) - 1 - x
 
     def means(one=k3, masked: bool = True, over: float = counted) -> list[float]:
-        cells = [(b, t) for b, n in enumerate(lengths) for t in range(n if masked else 4)]
+        cells = [(b, t) for b, n in enumerate(lengths) for t in range(n if masked else T)]
         drifts = (logprobs - old_logprobs).tolist()
         return [sum(one(drifts[e][b][t]) for b, t in cells) / over for e in range(len(sizes))]
 
     def stopped(kls: list[float], later: int = 0) -> Tensor:
+        redraw_unless(all(abs(x - target_kl) > 1e-3 for x in kls))
         run = next((e + 1 for e, x in enumerate(kls) if x > target_kl), len(kls)) + later
         return torch.tensor([x if e < run else 0.0 for e, x in enumerate(kls)])
 
@@ -168,9 +174,9 @@ def check_epoch_kls(fn: Callable, draw: Draw) -> None:
                 means(lambda x: -x)
             ),
             "this is k2, half the squared log-ratio: asked is k3": stopped(means(lambda x: x * x / 2)),
-            "the mask is ignored: what comes after the end has no KL": stopped(means(masked=False, over=12)),
-            "divided by all positions instead of those that count": stopped(means(over=12)),
-            "a sum over each text: asked is the mean over counted actions": stopped(means(over=3)),
+            "the mask is ignored: what comes after the end has no KL": stopped(means(masked=False, over=B * T)),
+            "divided by all positions instead of those that count": stopped(means(over=B * T)),
+            "a sum over each text: asked is the mean over counted actions": stopped(means(over=B)),
         },
     )
 
@@ -178,8 +184,9 @@ def check_epoch_kls(fn: Callable, draw: Draw) -> None:
 @exercise("05.4")
 def check_several_steps(fn: Callable, draw: Draw) -> None:
     """Exercise 05.4: fn(logits [V], actions [B], advantages [B], steps, lr, clip_eps) -> logits after the steps [V]."""
-    logits, eps, lr, steps = torch.tensor([0.5, 0.0, -0.5, 0.2]), 0.4, 1.5, 4
-    actions, advantages = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([2.0, -0.6, -1.5, 1.0, -0.7])
+    logits, eps, lr, steps = 0.5 * draw.randn(4), draw.number(0.3, 0.5), draw.number(1.2, 1.8), 4 + draw.more
+    actions = torch.tensor(draw.shuffled([0, 0, 1, 2, 3, 1][: draw.size(5)]))
+    advantages = 2 * draw.randn(len(actions))
 
     def run(steps: int = steps, eps: float = eps, keep_old: bool = True, flat=None, sign=1.0, scale=1.0) -> Tensor:
         """In plain floats: the gradient of log softmax is an indicator minus the probabilities."""
@@ -192,6 +199,7 @@ def check_several_steps(fn: Callable, draw: Draw) -> None:
             push = [0.0] * len(z)
             for action, a in zip(actions.tolist(), advantages.tolist()):
                 r = p[action] / old[action]
+                redraw_unless(min(abs(r - 1 - eps), abs(r - 1 + eps)) > 1e-4)  # float32 must take the same side
                 if not flat(r, a):
                     for v in range(len(z)):
                         push[v] += scale * r * a * ((v == action) - p[v]) / len(actions)

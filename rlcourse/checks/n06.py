@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, verdict
 
 
 @exercise("06.1")
 def check_action_logprobs(fn: Callable, draw: Draw) -> None:
     """Exercise 06.1: fn(logits [B, N, V], ids [B, N], prompt_length) -> log-probabilities of the actions [B, T]."""
-    logits, ids, P = randn(2, 6, 5), torch.tensor([[0, 1, 2, 3, 4, 1], [0, 3, 3, 2, 1, 0]]), 2
+    B, P = draw.size(2), 2 + draw.more
+    logits, ids = draw.randn(B, 6, 5), draw.integers(5, B, 6)
 
     def table(read_at: Callable[[int], int], score: Callable = _log_softmax) -> Tensor:
         return torch.tensor(
@@ -36,19 +37,38 @@ def check_action_logprobs(fn: Callable, draw: Draw) -> None:
 @exercise("06.2")
 def check_positions(fn: Callable, draw: Draw) -> None:
     """Exercise 06.2: fn(mask [B, P]) -> position ids [B, P] that make padding on the left change nothing."""
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
-    right = torch.tensor([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]])
-    counts_from_one = torch.tensor([[0, 0, 1, 2, 3], [1, 2, 3, 4, 5], [0, 0, 0, 0, 1]])
+    prefix, lengths = draw.prefixes(3, 5, 1)
+    mask, P = prefix.flip(1).long(), 5
+
+    def table(numbers: Callable[[int], list[int]], padding: int = 0) -> Tensor:
+        return torch.tensor([[padding] * (P - n) + numbers(n) for n in lengths])
+
+    def counted(n: int) -> list[int]:
+        return list(range(n))
+
+    down_the_batch = [[sum(column[: b + 1]) for column in mask.T.tolist()] for b in range(len(lengths))]
     verdict(
         fn,
         (mask,),
-        right,
+        table(counted),
         {
-            "the mask is ignored: the first real token of a padded row must stand at position 0": torch.arange(
-                5
-            ).repeat(3, 1),
-            "off by one: the first real token stands at position 0, not 1": counts_from_one,
-            "padding has negative positions, which no embedding table has: clamp them at 0": counts_from_one - 1,
+            "the mask is ignored: the first real token of a padded row must stand at position 0": torch.tensor(
+                [counted(P)] * len(lengths)
+            ),
+            "the mask only made zeros of the padding: the first real token must stand at position 0": table(
+                lambda n: list(range(P - n, P))
+            ),
+            "off by one: the first real token stands at position 0, not 1": table(lambda n: list(range(1, n + 1))),
+            "padding has negative positions, which no embedding table has: clamp them at 0": table(counted, -1),
+            "padding stands at 1: hidden behind the mask it does no harm, but asked is 0": table(counted, 1),
+            "the numbers run backwards: it is the first real token that stands at 0": table(lambda n: counted(n)[::-1]),
+            "all tokens of a row stand at one place: count them one by one, with cumsum": torch.tensor(
+                [[n - 1] * P for n in lengths]
+            ),
+            "the count runs down the batch (dimension 0): it belongs along the text (dimension 1)": torch.tensor(
+                down_the_batch
+            )
+            - 1,
         },
     )
 
@@ -56,29 +76,44 @@ def check_positions(fn: Callable, draw: Draw) -> None:
 @exercise("06.3")
 def check_response_mask(fn: Callable, draw: Draw) -> None:
     """Exercise 06.3: fn(actions [B, T], eos) -> mask [B, T], 1.0 up to and including the first EOS."""
-    actions = torch.tensor([[5, 6, 9, 9, 9], [9, 9, 9, 9, 9], [1, 2, 3, 4, 5], [4, 9, 9, 9, 9]])
-    lengths = {"right": [3, 1, 5, 2], "no eos": [2, 0, 5, 1]}
-    rows = {name: torch.tensor([[1.0] * n + [0.0] * (5 - n) for n in ns]) for name, ns in lengths.items()}
+    T, eos = 5, draw.integers(10).item()
+    lengths = draw.shuffled([3, 1, None, 2, 4][: draw.size(4)])  # up to and including EOS; None: there is no EOS
+    actions = (eos + 1 + draw.integers(9, len(lengths), T)) % 10  # anything but EOS
+    for row, n in zip(actions, lengths):
+        row[T if n is None else n - 1 :] = eos
+
+    def table(counts: Callable[[int], int], without_eos: int = T) -> Tensor:
+        ends = [without_eos if n is None else counts(n) for n in lengths]
+        return torch.tensor([[1.0] * n + [0.0] * (T - n) for n in ends])
+
+    right = table(lambda n: n)
     mistakes = {
-        "EOS is not counted: ending is an action the policy chose, and one that must be learned": rows["no eos"],
-        "the mask is inverted: 1 means that the action counts": 1 - rows["right"],
-        "a row without EOS was cut off, not ended: all its actions count": torch.tensor(
-            [[1.0] * n + [0.0] * (5 - n) for n in (3, 1, 1, 2)]
+        "EOS is not counted: ending is an action the policy chose, and one that must be learned": table(
+            lambda n: n - 1
         ),
-        "every action counts in yours: what stands after the first EOS was not chosen by the policy": torch.ones(4, 5),
+        "one too many: the action after the first EOS was not chosen by the policy": table(lambda n: n + 1),
+        "the mask is inverted: 1 means that the action counts": 1 - right,
+        "a row without EOS was cut off, not ended: all its actions count": table(lambda n: n, 1),
+        "a row without EOS counts for nothing in yours: it was cut off, and all its actions count": table(
+            lambda n: n, 0
+        ),
+        "only EOS itself counts in yours: the actions before it were chosen too": right - table(lambda n: n - 1),
+        "every action counts in yours: what stands after the first EOS was not chosen by the policy": table(
+            lambda n: T
+        ),
     }
-    verdict(fn, (actions, 9), rows["right"], mistakes)
+    verdict(fn, (actions, eos), right, mistakes)
 
 
 @exercise("06.4")
 def check_k3(fn: Callable, draw: Draw) -> None:
     """Exercise 06.4: fn(logprobs, ref_logprobs, mask), all [B, T] -> the k3 estimate of KL(pi || ref) [B, T]."""
-    logprobs, ref_logprobs = -randn(2, 4).abs(), -randn(2, 4, seed=1).abs()
-    mask = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    mask, lengths = draw.prefixes(4, 2)
+    logprobs, ref_logprobs = -draw.randn(*mask.shape).abs(), -draw.randn(*mask.shape).abs()
 
     def table(one: Callable[[float], float], masked: bool = True) -> Tensor:
         d = (logprobs - ref_logprobs).tolist()
-        rows = [[one(d[b][t]) if mask[b, t] or not masked else 0.0 for t in range(4)] for b in range(2)]
+        rows = [[one(d[b][t]) if t < n or not masked else 0.0 for t in range(4)] for b, n in enumerate(lengths)]
         return torch.tensor(rows)
 
     verdict(

@@ -59,13 +59,13 @@ def check_gae(fn: Callable, draw: Draw) -> None:
     def table(
         decay: float = gamma * lam, next_value: float = gamma, masked: bool = True, minus_v: bool = True
     ) -> Tensor:
-        result = torch.zeros(mask.shape)
+        result, r, v = torch.zeros(mask.shape), rewards.tolist(), values.tolist()
         for b, length in enumerate(lengths):
             end = length if masked else 5
             for t in range(end):
                 for k in range(t, end):  # the definition: a discounted sum of one-step errors, with no recursion
-                    following = values[b, k + 1] if k + 1 < end else 0.0
-                    delta = rewards[b, k] + next_value * following - (values[b, k] if minus_v else 0.0)
+                    following = v[b][k + 1] if k + 1 < end else 0.0
+                    delta = r[b][k] + next_value * following - (v[b][k] if minus_v else 0.0)
                     result[b, t] += decay ** (k - t) * delta
         return result
 

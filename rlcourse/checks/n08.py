@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, verdict
 
 
 @exercise("08.1")
 def check_bradley_terry(fn: Callable, draw: Draw) -> None:
     """Exercise 08.1: fn(preferred [N], rejected [N]) -> minus the mean log-likelihood of the verdicts, a scalar."""
-    preferred, rejected = randn(5) * 2, randn(5, seed=1) * 2
+    N = draw.size(5)
+    preferred, rejected = draw.randn(N) * 2, draw.randn(N) * 2
 
     def mean(one: Callable[[float, float], float]) -> Tensor:
         losses = [one(a, b) for a, b in zip(preferred.tolist(), rejected.tolist())]
@@ -28,7 +29,7 @@ def check_bradley_terry(fn: Callable, draw: Draw) -> None:
             "the two are swapped: yours is small when the rejected text scores higher": mean(
                 lambda a, b: -math.log(_chance(b - a))
             ),
-            "this is the sum over the pairs: equation (4) has the mean": 5 * right,
+            "this is the sum over the pairs: equation (4) has the mean": N * right,
             "the logarithm is missing": mean(lambda a, b: -_chance(a - b)),
             "the logistic function is missing: scores without bound would win": mean(lambda a, b: b - a),
             "the logistic function must see the difference of the scores, not each score by itself": mean(
@@ -45,8 +46,8 @@ def check_bradley_terry(fn: Callable, draw: Draw) -> None:
 @exercise("08.2")
 def check_soft_labels(fn: Callable, draw: Draw) -> None:
     """Exercise 08.2: fn(first [N], second [N], probability [N]) -> cross-entropy of people and model, a scalar."""
-    first, second = randn(5) * 2, randn(5, seed=1) * 2
-    probability = torch.tensor([0.9, 0.3, 0.6, 0.2, 0.75])
+    N = draw.size(5)
+    first, second, probability = draw.randn(N) * 2, draw.randn(N) * 2, draw.rand(N, low=0.05, high=0.95)
 
     def mean(one: Callable[[float, float], float]) -> Tensor:
         rows = zip((first - second).tolist(), probability.tolist())
@@ -77,7 +78,7 @@ def check_soft_labels(fn: Callable, draw: Draw) -> None:
             "this is a squared error of probabilities: equation (4) has logarithms": mean(
                 lambda d, p: (_chance(d) - p) ** 2
             ),
-            "this is the sum over the pairs: equation (4) has the mean": 5 * right,
+            "this is the sum over the pairs: equation (4) has the mean": N * right,
             "this is the KL divergence: it has the same gradient, but equation (4) does not subtract the entropy of "
             "the labels": mean(lambda d, p: cross_entropy(d, p) - cross_entropy(math.log(p / (1 - p)), p)),
         },
@@ -87,8 +88,8 @@ def check_soft_labels(fn: Callable, draw: Draw) -> None:
 @exercise("08.3")
 def check_last_state(fn: Callable, draw: Draw) -> None:
     """Exercise 08.3: fn(hidden [N, T, H], mask [N, T], padded on the right) -> the last real token's state [N, H]."""
-    hidden, lengths = randn(3, 6, 4), (3, 5, 2)
-    mask = torch.tensor([[1.0] * n + [0.0] * (6 - n) for n in lengths])
+    mask, lengths = draw.prefixes(3, 5, 2, width=6)
+    hidden = draw.randn(*mask.shape, 4)
 
     def rows(one: Callable[[Tensor, int], Tensor]) -> Tensor:
         return torch.stack([one(hidden[i], n) for i, n in enumerate(lengths)])
@@ -100,12 +101,14 @@ def check_last_state(fn: Callable, draw: Draw) -> None:
         {
             "this is the last column, which is padding in a short row": rows(lambda h, n: h[5]),
             "off by one: the last of n tokens stands at position n - 1; yours is padding": rows(lambda h, n: h[n]),
-            "off by one: this is the last but one, which has not read the whole text": rows(lambda h, n: h[n - 2]),
+            "off by one: this is the last but one, which has not read the whole text": rows(
+                lambda h, n: h[max(n - 2, 0)]
+            ),
             "this is the first token, which has read nothing of what follows": rows(lambda h, n: h[0]),
             "this is the mean over the real tokens: equation (6) takes one state": rows(lambda h, n: h[:n].mean(0)),
             "this is the sum over the real tokens: equation (6) takes one state": rows(lambda h, n: h[:n].sum(0)),
             "this is the mean over all columns, padding included": rows(lambda h, n: h.mean(0)),
-            "all rows are read where the first one ends: each has its own length": rows(lambda h, n: h[2]),
+            "all rows are read where the first one ends: each has its own length": rows(lambda h, n: h[lengths[0] - 1]),
             "masking makes the padding zero, but does not find the last token": rows(lambda h, n: 0 * h[0]),
         },
     )
@@ -114,32 +117,33 @@ def check_last_state(fn: Callable, draw: Draw) -> None:
 @exercise("08.4")
 def check_lower_bound(fn: Callable, draw: Draw) -> None:
     """Exercise 08.4: fn(scores [M, B], k) -> mean minus k standard deviations over the models, [B]."""
-    scores, k = randn(3, 5), 2.0
+    M, k = draw.size(3), draw.number(1.5, 2.5)
+    scores = draw.randn(M, 5)
 
     def table(one: Callable[[float, float, list[float]], float]) -> Tensor:
         answer = []
         for column in scores.T.tolist():
-            mean = sum(column) / 3
-            answer.append(one(mean, sum((x - mean) ** 2 for x in column) / 3, column))
+            mean = sum(column) / M
+            answer.append(one(mean, sum((x - mean) ** 2 for x in column) / M, column))
         return torch.tensor(answer)
 
     verdict(
         fn,
         (scores, k),
-        table(lambda mean, variance, column: mean - 2 * variance**0.5),
+        table(lambda mean, variance, column: mean - k * variance**0.5),
         {
             "the deviation is added: yours likes what the models disagree about": table(
-                lambda mean, variance, column: mean + 2 * variance**0.5
+                lambda mean, variance, column: mean + k * variance**0.5
             ),
             "k is ignored": table(lambda mean, variance, column: mean - variance**0.5),
             "this is the mean alone: nothing is cautious about it": table(lambda mean, variance, column: mean),
             "this is the smallest score: a bound too, but not equation (10)": table(lambda m, v, column: min(column)),
             "the square root is missing: this subtracts the variance": table(
-                lambda m, variance, column: m - 2 * variance
+                lambda m, variance, column: m - k * variance
             ),
-            "divide by M, not by M - 1 (`correction=0`)": table(lambda m, v, column: m - 2 * (v * 3 / 2) ** 0.5),
+            "divide by M, not by M - 1 (`correction=0`)": table(lambda m, v, column: m - k * (v * M / (M - 1)) ** 0.5),
             "the deviation runs over everything: each text has its own": table(
-                lambda m, v, column: m - 2 * scores.std(correction=0).item()
+                lambda m, v, column: m - k * scores.std(correction=0).item()
             ),
         },
     )

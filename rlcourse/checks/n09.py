@@ -6,14 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, verdict
 
 
 @exercise("09.1")
 def check_f_score(fn: Callable, draw: Draw) -> None:
     """Exercise 09.1: fn(matches, response_length, reference_length, all [B], beta) -> F-measures [B]."""
-    matches, response, reference = [3.0, 2.0, 0.0, 5.0, 4.0], [4.0, 8.0, 3.0, 5.0, 4.0], [5.0, 2.0, 6.0, 5.0, 8.0]
-    beta = 2.0
+    N, beta = draw.size(5), draw.number(1.5, 3)
+    response, reference = ((3 + draw.integers(6, N)).tolist() for _ in range(2))
+    matches = [min(m, n, k) for m, n, k in zip(draw.shuffled([0, 2, 3, 4, 5, 2][:N]), response, reference)]
 
     def table(one: Callable[[float, float], float], nothing: float = 0.0) -> Tensor:
         pairs = [(m / n, m / k) for m, n, k in zip(matches, response, reference)]
@@ -24,7 +25,7 @@ def check_f_score(fn: Callable, draw: Draw) -> None:
 
     verdict(
         fn,
-        (torch.tensor(matches), torch.tensor(response), torch.tensor(reference), beta),
+        (draw.tensor(matches), draw.tensor(response), draw.tensor(reference), beta),
         table(f(beta**2)),
         {
             "0 divided by 0: a response without a match scores 0, not nan": table(f(beta**2), math.nan),
@@ -45,14 +46,15 @@ def check_f_score(fn: Callable, draw: Draw) -> None:
 @exercise("09.2")
 def check_gated_scores(fn: Callable, draw: Draw) -> None:
     """Exercise 09.2: fn(scores [B], passed [B] of 0 and 1, otherwise) -> gated scores [B]."""
-    scores, passed, otherwise = [0.8, -0.5, 0.2, -0.9, 1.7], [1.0, 0.0, 0.0, 1.0, 0.0], -1.0
+    N, otherwise = draw.size(5), draw.number(-1.5, -0.5)
+    scores, passed = draw.randn(N).tolist(), draw.shuffled([1.0, 0.0, 0.0, 1.0, 0.0, 1.0][:N])
 
     def table(one: Callable[[float, float], float]) -> Tensor:
         return torch.tensor([one(s, p) for s, p in zip(scores, passed)])
 
     verdict(
         fn,
-        (torch.tensor(scores), torch.tensor(passed), otherwise),
+        (draw.tensor(scores), draw.tensor(passed), otherwise),
         table(lambda s, p: s if p else otherwise),
         {
             "a product is no gate: a blocked text with a negative score rises to 0, above clean ones": table(
@@ -73,17 +75,17 @@ def check_gated_scores(fn: Callable, draw: Draw) -> None:
 @exercise("09.3")
 def check_blocked_logprobs(fn: Callable, draw: Draw) -> None:
     """Exercise 09.3: fn(logits [B, T, V], actions [B, T], blocked [V] bool) -> log-probabilities [B, T]."""
-    logits, actions = randn(2, 3, 5), torch.tensor([[0, 2, 4], [4, 0, 2]])
-    blocked = torch.tensor([False, True, False, True, False])
+    B, blocked = draw.size(2), torch.tensor(draw.shuffled([False, True, False, True, False]))
+    logits, actions = draw.randn(B, 3, 5), (~blocked).nonzero()[:, 0][draw.integers(3, B, 3)]
 
     def table(change: Callable[[float, bool], float | None], read: Callable[[float, float], float]) -> Tensor:
         """read(the chosen token's logit, log of the sum over what change() leaves)."""
         rows = []
-        for b, t in ((b, t) for b in range(2) for t in range(3)):
+        for b, t in ((b, t) for b in range(B) for t in range(3)):
             kept = [change(z, out) for z, out in zip(logits[b, t].tolist(), blocked.tolist())]
             log_z = math.log(sum(math.exp(z) for z in kept if z is not None))
             rows.append(read(logits[b, t, actions[b, t]].item(), log_z))
-        return torch.tensor(rows).reshape(2, 3)
+        return torch.tensor(rows).reshape(B, 3)
 
     def allowed(z: float, out: bool) -> float | None:
         return None if out else z
@@ -111,14 +113,16 @@ def check_blocked_logprobs(fn: Callable, draw: Draw) -> None:
 @exercise("09.4")
 def check_coverage_score(fn: Callable, draw: Draw) -> None:
     """Exercise 09.4: fn(counts [B, F], how often each required fact occurs) -> coverage [B], 0 to 1."""
-    counts = [[1.0, 1.0, 1.0, 1.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [2.0, 5.0, 0.0, 1.0]]
+    once, again = draw.integers(5).item(), 2 + draw.integers(4).item()
+    counts = [[1, 1, 1, 1], [again, 0, 0, 0], [0, 0, 0, 0], [2, again, 0, 1], [once, 0, 1, again]]
+    counts = draw.shuffled([draw.shuffled(row) for row in counts[: draw.size(4)]])
 
     def table(one: Callable[[list[float]], float]) -> Tensor:
         return torch.tensor([one(row) for row in counts])
 
     verdict(
         fn,
-        (torch.tensor(counts),),
+        (draw.tensor(counts),),
         table(lambda row: sum(n > 0 for n in row) / len(row)),
         {
             "mentions are counted, not facts: saying one fact again and again pays without bound": table(

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, randn, verdict
+from rlcourse.checks.verdict import Draw, exercise, verdict
 
 
 @exercise("11.1")
 def check_td_targets(fn: Callable, draw: Draw) -> None:
     """Exercise 11.1: fn(rewards [N], next_q [N, V], dones [N], gamma) -> targets [N]."""
-    rewards, next_q, dones, gamma = randn(5), randn(5, 3, seed=1), torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0]), 0.8
+    N, gamma = draw.size(5), draw.number(0.7, 0.95)
+    rewards, next_q, dones = draw.randn(N), draw.randn(N, 3), draw.tensor(draw.shuffled([0, 1, 0, 0, 1, 0][:N]))
 
     def table(value: Callable[[list], float], goes_on: Callable[[float], float], pay: float = 1.0, g: float = gamma):
         rows = zip(rewards.tolist(), next_q.tolist(), dones.tolist())
@@ -45,8 +46,9 @@ def check_td_targets(fn: Callable, draw: Draw) -> None:
 @exercise("11.2")
 def check_epsilon_greedy(fn: Callable, draw: Draw) -> None:
     """Exercise 11.2: fn(q [N, V], epsilon) -> probabilities [N, V]; actions that are equally good share."""
-    q, epsilon = torch.tensor([[1.0, 3.0, 2.0, 0.0], [2.0, 2.0, -1.0, 0.0], [0.0, -1.0, -2.0, -3.0]]), 0.2
-    V = q.shape[1]
+    V, epsilon = 4, draw.number(0.1, 0.3)
+    rows = [[1, 3, 2, 0], [2, 2, -1, 0], [0, -1, -2, -3], [1, 1, 1, -2]][: draw.size(3)]
+    q = draw.tensor(draw.shuffled([draw.shuffled(row) for row in rows])) * draw.number(0.5, 1)
 
     def table(best: float, other: float, any_: float, ties: str = "share") -> Tensor:
         rows = []
@@ -90,7 +92,8 @@ def check_epsilon_greedy(fn: Callable, draw: Draw) -> None:
 @exercise("11.3")
 def check_double_estimate(fn: Callable, draw: Draw) -> None:
     """Exercise 11.3: fn(first [N, V], second [N, V]) -> the first chooses, the second says what it is worth; [N]."""
-    first, second = randn(6, 4), randn(6, 4, seed=1)
+    N = draw.size(6)
+    first, second = draw.randn(N, 4), draw.randn(N, 4)
 
     def table(choose: Tensor, worth: Tensor) -> Tensor:
         return torch.tensor([row[c.index(max(c))] for c, row in zip(choose.tolist(), worth.tolist())])
@@ -121,12 +124,11 @@ def check_double_estimate(fn: Callable, draw: Draw) -> None:
 @exercise("11.4")
 def check_text_targets(fn: Callable, draw: Draw) -> None:
     """Exercise 11.4: fn(target_q [B, T, V], rewards [B, T], mask [B, T], gamma) -> targets [B, T], 0 where masked."""
-    target_q, rewards, gamma = randn(3, 4, 3), randn(3, 4, seed=1), 0.9
-    lengths = [4, 2, 3]
-    mask = torch.tensor([[1.0] * n + [0.0] * (4 - n) for n in lengths])
+    mask, lengths = draw.prefixes(4, 2, 3)
+    target_q, rewards, gamma = draw.randn(*mask.shape, 3), draw.randn(*mask.shape), draw.number(0.7, 0.95)
 
     def table(look_at: Callable[[int, int], int | None], masked: bool = True, value: Callable = max) -> Tensor:
-        rows = torch.zeros(3, 4)
+        rows = torch.zeros(mask.shape)
         for b, n in enumerate(lengths):
             for t in range(n if masked else 4):
                 at = look_at(t, n)

@@ -156,11 +156,6 @@ def _drawn(number: str, body: Callable, fn: Callable, seed: int, dtype: torch.dt
     raise RuntimeError(f"exercise {number}: no inputs found on which all mistakes differ")
 
 
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers that leave torch's global generator alone."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def redraw_unless(condition: bool) -> None:
     """Throw these inputs away if something about them is too close to call."""
     if not condition:

@@ -64,7 +64,9 @@ GRADIENT_REACHES = {
     "one entry other than 0 is enough": lambda ls, ps: reaches_by_backward(ls, ps, seen=lambda g: (g != 0).all()),
     "gradients add up": lambda ls, ps: reaches_by_backward(ls, ps, clear=False),
     "that the loss asks for a gradient": lambda ls, ps: torch.tensor([[float(l.requires_grad)] * len(ps) for l in ls]),
-    "that a parameter asks for a gradient": lambda ls, ps: torch.tensor([[float(p.requires_grad) for p in ps]] * 5),
+    "that a parameter asks for a gradient": lambda ls, ps: torch.tensor(
+        [[float(p.requires_grad) for p in ps]] * len(ls)
+    ),
     "yes and no are swapped": lambda ls, ps: 1 - reaches_by_autograd(ls, ps),
     "the shape must be (5, 3), got (3, 5)": lambda ls, ps: reaches_by_autograd(ls, ps).T,
     "expected\n": lambda ls, ps: torch.zeros(len(ls), len(ps)),

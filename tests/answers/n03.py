@@ -86,7 +86,8 @@ def loss(logprobs, returns, values, mask, in_policy=None, in_critic=None, sign=-
 LOSS_WITH_BASELINE = {
     "right": loss,
     "right too": lambda p, r, v, m: (
-        -torch.einsum("bt,bt,bt->", p, (r - v).detach(), m) / len(m) + torch.nn.functional.mse_loss(v[m > 0], r[m > 0]) / 2
+        -torch.einsum("bt,bt,bt->", p, (r - v).detach(), m) / len(m)
+        + torch.nn.functional.mse_loss(v[m > 0], r[m > 0]) / 2
     ),
     "a gradient flows through the baseline": lambda p, r, v, m: loss(p, r, v, m, in_policy=v),
     "nothing moves the values any more": lambda p, r, v, m: loss(p, r, v.detach(), m),

@@ -16,7 +16,8 @@ def backwards(rewards, mask, gamma, use_mask=True):
 
 def by_matrix(rewards, mask, weight, keep=torch.triu):
     """Each row of rewards times a matrix of weight(k - t, k, t)."""
-    t, k = torch.arange(5)[:, None].float(), torch.arange(5)[None, :].float()
+    k = torch.arange(5, dtype=rewards.dtype)
+    t = k[:, None]
     return (rewards * mask) @ keep(weight(k - t, k, t)).T * mask
 
 

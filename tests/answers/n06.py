@@ -26,7 +26,7 @@ ACTION_LOGPROBS = {
     "the logarithm is missing": lambda logits, ids, P: gathered(torch.softmax(logits, 2), ids, slice(P - 1, -1), P),
     "the sign is flipped": lambda logits, ids, P: -logprobs_by_loop(logits, ids, P),
     "must be (2, 4), got (2, 5)": lambda logits, ids, P: torch.cat(
-        [logprobs_by_loop(logits, ids, P), torch.zeros(2, 1)], 1
+        [logprobs_by_loop(logits, ids, P), torch.zeros(len(ids), 1)], 1
     ),
     "expected\n": lambda logits, ids, P: gathered(torch.log_softmax(logits, 1), ids, slice(P - 1, -1), P),
 }
@@ -47,8 +47,13 @@ POSITIONS = {
     "right": positions_by_loop,
     "right too": lambda mask: (torch.cumsum(mask, 1) - 1).clip(0, None),
     "the mask is ignored": lambda mask: torch.arange(mask.shape[1]).repeat(len(mask), 1),
+    "the mask only made zeros": lambda mask: torch.arange(mask.shape[1]) * mask,
     "off by one": lambda mask: torch.cumsum(mask, 1),
     "padding has negative positions": lambda mask: torch.cumsum(mask, 1) - 1,
+    "padding stands at 1": lambda mask: (torch.cumsum(mask, 1) - 1).masked_fill(mask == 0, 1),
+    "the numbers run backwards": lambda mask: (mask.flip(1).cumsum(1).flip(1) - 1) * mask,
+    "all tokens of a row stand at one place": lambda mask: (mask.sum(1, keepdim=True) - 1).expand_as(mask),
+    "the count runs down the batch": lambda mask: torch.cumsum(mask, 0) - 1,
     "must be (3, 5), got (5,)": lambda mask: torch.arange(5),
     "expected\n": lambda mask: positions_by_loop(mask).flip(1),
 }
@@ -68,10 +73,13 @@ RESPONSE_MASK = {
     "right": mask_by_loop,
     "right too": lambda a, eos: torch.logical_not(torch.cumsum((a == eos).int(), 1) - (a == eos).int() > 0),
     "EOS is not counted": lambda a, eos: (a != eos).float(),
+    "one too many": lambda a, eos: torch.cat([torch.ones(len(a), 1), mask_by_loop(a, eos)[:, :-1]], 1),
     "the mask is inverted": lambda a, eos: 1 - mask_by_loop(a, eos),
     "a row without EOS was cut off": lambda a, eos: (
         torch.arange(5) <= (a == eos).int().argmax(1, keepdim=True)
     ).float(),
+    "counts for nothing": lambda a, eos: mask_by_loop(a, eos) * (a == eos).any(1, keepdim=True),
+    "only EOS itself": lambda a, eos: (torch.cumsum(a == eos, 1) * (a == eos) == 1).float(),
     "every action counts": lambda a, eos: torch.ones(a.shape),
     "must be (4, 5), got (4, 1)": lambda a, eos: mask_by_loop(a, eos).sum(1, keepdim=True),
     "expected\n": lambda a, eos: mask_by_loop(a, eos) * 2,

@@ -74,7 +74,7 @@ LAST_STATE = {
     "right too": lambda h, m: at(h, m.cumsum(1).argmax(1)),
     "this is the last column": lambda h, m: h[:, -1],
     "yours is padding": lambda h, m: at(h, m.sum(1)),
-    "the last but one": lambda h, m: at(h, m.sum(1) - 2),
+    "the last but one": lambda h, m: at(h, (m.sum(1) - 2).clamp(min=0)),
     "this is the first token": lambda h, m: at(h, m.argmax(1)),
     "the mean over the real tokens": lambda h, m: (h * m[..., None]).sum(1) / m.sum(1, keepdim=True),
     "the sum over the real tokens": lambda h, m: (h * m[..., None]).sum(1),

@@ -34,7 +34,7 @@ GATED_SCORES = {
     "right": gate_by_loop,
     "right too": lambda s, p, other: s * p + other * (1 - p),
     "a product is no gate": lambda s, p, other: s * p,
-    "this is a term of a sum": lambda s, p, other: s - (1 - p),
+    "this is a term of a sum": lambda s, p, other: s + other * (1 - p),
     "the gate is inverted": lambda s, p, other: torch.where(p.bool(), torch.tensor(other), s),
     "the filter is ignored": lambda s, p, other: s,
     "all scores are cut off": lambda s, p, other: s.clamp(max=other),
