@@ -62,6 +62,7 @@ def solutions(lesson: Path, bank: dict[str, tuple[str, str]]) -> Path | None:
             explanation, source = bank[stub[1]]
             notebook.cells.append(nbformat.v4.new_markdown_cell(f"**Answer.** {explanation}"))
             cell = nbformat.v4.new_code_cell(source)
+        cell.source = re.sub(r"<details>.*?</details>", "", cell.source, flags=re.S).rstrip()  # the hints
         notebook.cells.append(cell)
     if len(notebook.cells) == 2:
         return None
