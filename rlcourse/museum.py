@@ -192,3 +192,19 @@ EXHIBITS = {
     "value head dominates": replace(HEALTHY, cfg=replace(HEALTHY.cfg, vf_coef=500.0)),
     "reward x 100": replace(HEALTHY, score_scale=100.0),
 }
+DIAGNOSES = {  # what `diagnostics.diagnose` calls each of them
+    "dropout on": "dropout is on",
+    "top-k sampling": "sampling is cut off",
+    "temperature mismatch": "temperature differs",
+    "log-probabilities shifted": "log-probabilities are shifted",
+    "padding counted": "padding is counted",
+    "EOS masked": "EOS is masked",
+    "reference follows the policy": "the reference moves along",
+    "KL sign flipped": "KL is paid for",
+    "baseline carries gradient": "values pulled away from returns",
+    "score on the first token": "the score is on the wrong token",
+    "score on the padding": "the score is on the wrong token",
+    "learning rate x 100": "steps too large",
+    "value head dominates": "one loss dominates",
+    "reward x 100": "reward scale",
+}

@@ -129,9 +129,9 @@ def check_whitened(fn: Callable, draw: Draw) -> None:
         (advantages, mask),
         table(mean, scale),
         {
-            "mean and spread run over the padding too": table(sum(whole) / len(whole), spread(whole)),
+            "mean and spread run over the padding too: take what counts": table(sum(whole) / len(whole), spread(whole)),
             "mean and spread run over the padding too, with n - 1": table(sum(whole) / len(whole), spread(whole, 1)),
-            "mean and spread count the zeros behind the ends": table(shifted, spread(masked)),
+            "mean and spread count the zeros behind the ends: pick before you average": table(shifted, spread(masked)),
             "mean and spread count the zeros behind the ends, with n - 1": table(shifted, spread(masked, 1)),
             "0 where masked: nothing was chosen there": table(mean, scale, lambda x: (x - mean) / scale),
             "0 where masked: the mean was subtracted from the padding": table(mean, scale, lambda x: -mean / scale),

@@ -100,9 +100,9 @@ def with_zeros(advantages, mask):
 WHITENED = {
     "right": whiten,
     "right too": whiten_by_sums,
-    "run over the padding too\n": lambda a, m: whiten(a, m, over=every_position),
+    "take what counts": lambda a, m: whiten(a, m, over=every_position),
     "run over the padding too, with n - 1": lambda a, m: whiten(a, m, over=every_position, correction=1),
-    "count the zeros behind the ends\n": lambda a, m: whiten(a, m, over=with_zeros),
+    "pick before you average": lambda a, m: whiten(a, m, over=with_zeros),
     "count the zeros behind the ends, with n - 1": lambda a, m: whiten(a, m, over=with_zeros, correction=1),
     "0 where masked: nothing was chosen": lambda a, m: whiten(a, m, behind=False),
     "0 where masked: the mean was subtracted": lambda a, m: (a * m - a[m > 0].mean()) / a[m > 0].std(correction=0),
