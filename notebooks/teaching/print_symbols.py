@@ -1,4 +1,4 @@
-"""Sets the hand-out on one sheet of A4: `python notebooks/teaching/print_symbols.py` writes symbols.pdf beside it."""
+"""Sets the hand-out on one sheet of A4: `python notebooks/teaching/print_symbols.py` writes symbols.pdf."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-SIZE, LEADING, WIDTH, HEIGHT, MARGIN = 8, 9.6, 595, 842, 24  # type, lines and sheet, in points
+SIZE, LEADING, WIDTH, HEIGHT, MARGIN = 8, 9.5, 595, 842, 24  # type, lines and sheet, in points
 COLUMNS = {5: (76, 103, 47, 244, 77), 4: (97, 262, 108, 80)}  # of a table with so many cells in a row
 CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", "SimHei", "WenQuanYi Zen Hei",
            "Noto Sans CJK JP", "Hiragino Sans GB", "Arial Unicode MS")  # fmt: skip
@@ -39,6 +39,8 @@ class Sheet:
 
     def wrap(self, text: str, room: float, **style) -> list[str]:
         """Lines that are at most `room` points wide; formulas are not broken."""
+        if self.width(text, **style) <= room:
+            return [text]
         lines = [""]
         for word in re.findall(r"(?:\$[^$]*\$|[^\s$])+|\S", text):
             longer = f"{lines[-1]} {word}".strip()
@@ -53,7 +55,7 @@ class Sheet:
         for i, lines in enumerate(wrapped):
             for k, line in enumerate(lines):
                 self.write(MARGIN + sum(rooms[:i]), self.y - SIZE - k * LEADING, line, **style)
-        self.y -= max(map(len, wrapped)) * LEADING + 3.6
+        self.y -= max(map(len, wrapped)) * LEADING + 3.2
         rule = plt.Line2D(
             [MARGIN / WIDTH, 1 - MARGIN / WIDTH], [(self.y + 0.6) / HEIGHT] * 2, color="0.8", linewidth=0.4
         )
@@ -85,5 +87,5 @@ if __name__ == "__main__":
         raise SystemExit(f"no font with Chinese characters was found; install one of: {', '.join(CHINESE)}")
     with plt.rc_context({"font.family": [*fonts[:1], "DejaVu Sans"], "mathtext.fontset": "dejavusans"}):
         sheet = draw((HERE / "symbols.md").read_text(encoding="utf-8"))
-        sheet.figure.savefig(HERE / "symbols.pdf")
-    print(f"symbols.pdf: {sheet.y:.0f} points are free at the bottom of the sheet")
+        sheet.figure.savefig("symbols.pdf")
+    print(f"symbols.pdf: one sheet of A4, {sheet.y - MARGIN:.0f} points are free above the margin")
