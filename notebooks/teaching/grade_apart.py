@@ -32,15 +32,15 @@ START_SECONDS, GRACE_SECONDS = 120, 2
 
 
 class Submission:
-    """The worker process of one submission: started when first asked, and again after it hung or ended.
+    """The worker process of one submission: started when first asked, and again after it had to be ended.
 
-    A cell that hangs or ends the process is left out when it starts again.
+    A cell that hung or ended the process is left out when it starts again; a function that did is not called again.
     """
 
     def __init__(self, cells: list[str], folder: str, closed_book: bool, cell_seconds: float, call_seconds: float):
         self.cells, self.folder, self.closed_book = list(cells), folder, closed_book
         self.cell_seconds, self.call_seconds = cell_seconds, call_seconds
-        self.process = None
+        self.process, self.fatal = None, set()
 
     def ask(self, *message):
         """What the worker answers; its error, or TimeoutError."""
@@ -62,17 +62,15 @@ class Submission:
             self.process = None
 
     def _start(self) -> None:
-        while True:
+        while self.process is None:
             self._launch()
-            for cell in self.cells:
+            for cell in list(self.cells):
                 try:
                     self._ask(self.cell_seconds, "run", cell)
                 except (TimeoutError, RuntimeError):
+                    self.cells.remove(cell)
                     if self.process is None:
-                        self.cells.remove(cell)
                         break
-            else:
-                return
 
     def _launch(self) -> None:
         command = [sys.executable, str(WORKER), "closed" if self.closed_book else "open"]
@@ -118,8 +116,14 @@ class Submission:
 
     def _stand_in(self, name: str):
         def call(*args, **kwargs):
+            if name in self.fatal:
+                raise RuntimeError(f"{name} hung or ended the process before, and is not called again")
             live = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor) and x.requires_grad]
-            answer = self.ask("call", name, _detached(list(args)), _detached(kwargs), live)
+            try:
+                answer = self.ask("call", name, _detached(list(args)), _detached(kwargs), live)
+            finally:
+                if self.process is None:
+                    self.fatal.add(name)
             value, gradient, number = (answer[key] for key in ("value", "gradient", "number"))
             if not gradient:
                 return value
