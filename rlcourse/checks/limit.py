@@ -17,13 +17,18 @@ def within(seconds: float, run: Callable):
     works on every system and in any thread (a signal would not). What cannot be interrupted is left behind: a wait
     outside Python, in `sleep` say, until it is over, and a loop around a bare `except:` until the kernel ends.
     """
-    outcome = {}
+    outcome, lock, over = {}, threading.Lock(), threading.Event()
 
     def work() -> None:
         try:
-            outcome["result"] = run()
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too belong to the caller
-            outcome["error"] = error
+            try:
+                outcome["result"] = run()
+            except BaseException as error:  # SystemExit and KeyboardInterrupt too belong to the caller
+                outcome["error"] = error
+            with lock:
+                over.set()
+        except TimeUp:  # sent in the very last moment
+            pass
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
@@ -33,7 +38,7 @@ def within(seconds: float, run: Callable):
             worker.join(min(0.1, seconds))  # in short pieces: Windows hears no interrupt while it waits
         late = worker.is_alive()
     finally:
-        _stop(worker)
+        _stop(worker, lock, over)
     if late:
         raise TimeUp
     if "error" in outcome:
@@ -41,10 +46,11 @@ def within(seconds: float, run: Callable):
     return outcome["result"]
 
 
-def _stop(worker: threading.Thread) -> None:
-    """Raise TimeUp in the thread; a few times, since it may be lost in a `finally` or a bare `except:`."""
+def _stop(worker: threading.Thread, lock: threading.Lock, over: threading.Event) -> None:
+    """Raise TimeUp in the thread while it works; a few times, as a `finally` or a bare `except:` may swallow one."""
     for _ in range(20):
-        if not worker.is_alive():
-            return
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(TimeUp))
+        with lock:
+            if over.is_set() or not worker.is_alive():
+                return
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(TimeUp))
         worker.join(0.05)
