@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY = passive
 NBVAL = RLCOURSE_PROGRESS=0 $(RUN) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
     --nbval-sanitize-with=tests/sanitize.cfg --durations=5
 
-.PHONY: lab test notebooks bench peers
+.PHONY: lab test notebooks site browser bench peers
 lab: .venv/ready-lab
 	.venv/bin/jupyter lab --notebook-dir=notebooks
 
@@ -20,6 +20,13 @@ test: .venv/ready-test
 notebooks: .venv/ready-test  # execute every lesson in place and make its solutions again
 	RLCOURSE_PROGRESS=0 $(RUN) notebooks/solutions/make.py
 
+site: .venv/ready-test  # the course as a web site in build/site, from the stored outputs
+	$(RUN) -m sphinx -q -W --keep-going -c site -d build/doctrees . build/site
+	@echo "open build/site/index.html"
+
+browser: .venv/ready-browser  # the site and JupyterLab in Chromium (apt install chromium, or playwright install chromium)
+	$(RUN) -m pytest -m browser tests/browser
+
 bench: .venv/ready-test
 	$(RUN) tests/bench/iteration.py
 
@@ -31,8 +38,10 @@ peers: .venv-peers/ready  # the comparisons with other libraries, in an environm
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" "stable-baselines3==2.9.2" "trl==1.12.0"
 	touch $@
 
+EXTRAS_test = [test,teach,site]
+EXTRAS_browser = [test,teach,site,browser]
 .venv/ready-%: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(if $(filter test,$*),.[test,teach],.)"
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS_$*)"
 	$(RUN) -m rlcourse.data
 	touch $@
