@@ -147,8 +147,9 @@ def _cut_off(c) -> str:
     unless=("dropout is on", "log-probabilities are shifted", "padding is counted", "sampling is cut off"),
 )
 def _tempered(c) -> str:
-    temperature, z = float(np.mean(c["temperature"])), float(np.mean(c["surprise_z"])) * len(c["surprise_z"]) ** 0.5
-    if abs(z) < LIMIT or abs(math.log(temperature)) < 0.1:
+    told = np.isfinite(c["temperature"])
+    temperature, z = _mean(c["temperature"]), _mean(c["surprise_z"][told]) * told.sum() ** 0.5
+    if not told.any() or abs(z) < LIMIT or abs(math.log(temperature)) < 0.1:
         return ""
     return (
         f"actions look drawn at {temperature:.2f} times the temperature they are scored at ({z:+.0f} standard errors)"
@@ -168,24 +169,25 @@ def _moving_reference(c) -> str:
 
 
 @_rule(
-    "KL is paid for",
-    "a flipped sign; policy and reference swapped",
-    "r_t = ... - kl_coef * (logprobs - ref_logprobs)",
-)
-def _kl_is_paid(c) -> str:
-    price = np.nanmedian(c["kl_weight"]) if np.isfinite(c["kl_weight"]).any() else 0.0
-    return f"rewards hold {-price:+.3g} for each nat of log-ratio" if price < -1e-4 else ""
-
-
-@_rule(
     "the score is on the wrong token",
     "paid at the first action, in the last column, or spread",
     "pay it at the last action that counts",
     unless=("padding is counted", "EOS is masked", "dropout is on"),
 )
 def _score_misplaced(c) -> str:
-    weight = float(np.median(c["score_weight"]))
-    return "" if abs(weight - 1) < 0.05 else f"the last action is paid {weight:.2f} of the score"
+    weight = _early(c["score_weight"])
+    return "" if abs(weight - 1) < 0.02 else f"the last action is paid {weight:.2f} of the score at the beginning"
+
+
+@_rule(
+    "KL is paid for",
+    "a flipped sign; policy and reference swapped",
+    "r_t = ... - kl_coef * (logprobs - ref_logprobs)",
+    unless=("the score is on the wrong token", "padding is counted"),
+)
+def _kl_is_paid(c) -> str:
+    price = np.nanmedian(c["kl_weight"]) if np.isfinite(c["kl_weight"]).any() else 0.0
+    return f"rewards hold {-price:+.3g} for each nat of log-ratio" if price < -1e-4 else ""
 
 
 @_rule(

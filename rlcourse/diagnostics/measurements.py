@@ -33,9 +33,10 @@ def measure(
     numbers = _scoring(policy, rollout, log_pi) | _one_token_at_a_time(policy, rollout, rows)
     numbers |= _as_sampled(log_pi, rollout) | _ends(rollout, policy.tokenizer.eos_token_id)
     if ref_policy is not None:
-        numbers |= _reference(rollout, log_pi, ref_policy.logits(rollout.inputs, rollout.actions))
+        ref_log_pi = ref_policy.logits(rollout.inputs, rollout.actions).log_softmax(-1)
+        numbers |= _reference(rollout, log_pi, ref_log_pi)
         if scores is not None and rewards is not None:
-            ref_logprobs, _ = ref_policy.evaluate(rollout.inputs, rollout.actions)
+            ref_logprobs = _chosen(ref_log_pi, rollout.actions)
             numbers |= _pay(rollout, scores, rewards, ref_logprobs, policy.tokenizer.eos_token_id)
     if scores is not None:
         numbers["score_std"] = scores.std().item()
@@ -90,7 +91,8 @@ def _as_sampled(log_pi: Tensor, rollout: Rollout) -> dict[str, float]:
     """Do the actions look as if drawn from log_pi [B, T, V]?
 
     surprise_z: (surprisal of the actions under log_pi - its expectation, the entropy) in standard errors.
-    temperature: by maximum likelihood, that of sampling relative to that of scoring; 1 where they agree.
+    temperature: by maximum likelihood, that of sampling relative to that of scoring; 1 where they agree, nan where the
+    actions could hardly have been others and so tell nothing.
     cut: nats against the chance that at this temperature nothing less likely was ever drawn (top-k, top-p).
     """
     p = log_pi[rollout.mask > 0]  # [N, V]
@@ -108,14 +110,14 @@ def _as_sampled(log_pi: Tensor, rollout: Rollout) -> dict[str, float]:
     q, order = (inverse * p).softmax(-1).sort(descending=True)
     likelier = q.cumsum(-1) - q  # [N, V]: mass of the tokens before each
     rank = (order == chosen[:, None]).long().argmax(-1)
-    k = int(rank.max()) + 1
-    top_k = -(q[:, :k].sum(-1).clamp(max=1)).log().sum()
-    top_p = -len(q) * likelier.gather(-1, rank[:, None]).max().clamp(min=1e-3, max=1).log()
+    k, mass = int(rank.max()) + 1, likelier.gather(-1, rank[:, None]).max()
+    within_k, within_p = q[:, :k].sum(-1), torch.where(likelier <= mass, q, 0).sum(-1)  # chances to stay inside, [N]
+    cut = max(-x.clamp(max=1).log().sum().item() for x in (within_k, within_p))
     return dict(
         surprisal=-logp.mean().item(),
         surprise_z=(surprise.mean() / (surprise.std() / len(surprise) ** 0.5 + 1e-9)).item(),
-        temperature=(1 / inverse).item(),
-        cut=max(top_k.item(), top_p.item()),
+        temperature=(1 / inverse).item() if variance.sum() > 50 else math.nan,
+        cut=cut,
     )
 
 
@@ -134,9 +136,9 @@ def _ends(rollout: Rollout, eos: int) -> dict[str, float]:
     )
 
 
-def _reference(rollout: Rollout, log_pi: Tensor, ref_logits: Tensor) -> dict[str, float]:
+def _reference(rollout: Rollout, log_pi: Tensor, ref_log_pi: Tensor) -> dict[str, float]:
     """KL to the reference: sampled, exact, and their difference in standard errors; all in nats per response."""
-    mask, ref_log_pi = rollout.mask, ref_logits.log_softmax(-1)
+    mask = rollout.mask
     ref_logprobs, logprobs = _chosen(ref_log_pi, rollout.actions), _chosen(log_pi, rollout.actions)
     exact = exact_kl(log_pi, ref_log_pi, mask).sum(1)  # [B]
     sampled = torch.where(mask > 0, logprobs - ref_logprobs, 0).sum(1)
