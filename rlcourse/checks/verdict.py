@@ -195,10 +195,10 @@ def attempt(fn: Callable, args: tuple):
 
 def gradients(fn: Callable, args: tuple, of: tuple[int, ...]) -> list[Tensor]:
     """The scalar loss that fn gives and its gradients on the arguments of these numbers, in the loss's dtype."""
-    args = [x.clone().requires_grad_() if i in of else x for i, x in enumerate(args)]
-    loss = _tensor(fn(*args), (), differentiable=True)
-    found = torch.autograd.grad(loss, [args[i] for i in of], allow_unused=True)
-    found = [torch.zeros_like(args[i]) if g is None else g for i, g in zip(of, found)]
+    leaves = {i: args[i].clone().requires_grad_() for i in of}
+    loss = _tensor(fn(*(leaves[i].clone() if i in of else x for i, x in enumerate(args))), (), differentiable=True)
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    found = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves.values(), found)]
     return [loss.detach(), *(g.to(loss.dtype) for g in found)]
 
 
