@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import Execute, NbGraderPreprocessor
@@ -197,8 +197,8 @@ class GradeApart(Execute):
     def preprocess(self, nb, resources, km=None):
         try:
             super().preprocess(nb, resources, km)
-        except DeadKernelError:
-            self.log.warning("The kernel died; the cells after that were not run")
+        except (DeadKernelError, CellTimeoutError) as error:
+            self.log.warning("The kernel ran no further, which the tests do not need: %s", error)
         cells = [c.source for c in nb.cells if c.cell_type == "code" and (not is_locked(c) or _is_setup(c))]
         closed = resources["nbgrader"]["assignment"] in self.closed_book
         folder = resources["metadata"]["path"]
