@@ -176,7 +176,11 @@ def _moving_reference(c) -> str:
 )
 def _score_misplaced(c) -> str:
     weight = _early(c["score_weight"])
-    return "" if abs(weight - 1) < 0.02 else f"the last action is paid {weight:.2f} of the score at the beginning"
+    return (
+        ""
+        if abs(weight - 1) < 0.02
+        else f"the last action is paid {round(weight, 2) + 0:.2f} of the score at the beginning"
+    )
 
 
 @_rule(

@@ -20,7 +20,8 @@ def run(which: tuple[str, int]) -> tuple[list[dict], list[dict]]:
     name, seed = which
     _, history, lines = museum.train(museum.EXHIBITS.get(name, museum.HEALTHY), seed, STEPS)
     steps = [dict(exhibit=name, seed=seed, step=i + 1) | row for i, row in enumerate(history)]
-    return steps, [dict(exhibit=name, line=line) for line in lines[:6] if seed == 0]
+    texts = ["".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) for line in lines[:6]]
+    return steps, [dict(exhibit=name, line=text) for text in texts if seed == 0]
 
 
 def main() -> None:
