@@ -315,7 +315,7 @@ PROVOKED = {
 
 
 def test_every_finding_is_provoked():
-    assert list(PROVOKED) == [rule.name for rule in RULES]
+    assert set(PROVOKED) == {rule.name for rule in RULES} and len(RULES) == len(PROVOKED)
     assert all(set(rule.unless) <= set(PROVOKED) for rule in RULES)
 
 
