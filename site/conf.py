@@ -4,7 +4,9 @@ The sources are the files of the repository itself, so every relative link in a 
 a notebook or a .md file is a page, a .py file is a page with numbered lines, any other file is a download.
 """
 
+import ast
 import importlib.metadata
+import itertools
 import shutil
 from pathlib import Path
 
@@ -27,8 +29,8 @@ include_patterns = [
     "notebooks/solutions/*.ipynb",
     "notebooks/teaching/*.md",
 ]
-include_patterns += ["rlcourse/*.py", "rlcourse/checks/*.py", "rlcourse/assets/tiny/README.md"]
-include_patterns += ["tests/*.py", "tests/*/*.py", "notebooks/*/*.py"]
+include_patterns += ["rlcourse/**.py", "rlcourse/assets/*/README.md"]
+include_patterns += ["tests/**.py", "notebooks/**.py"]
 exclude_patterns = [".*", "build", "**/.ipynb_checkpoints", "**/__pycache__"]
 
 nb_execution_mode = "off"
@@ -85,18 +87,34 @@ class PythonPage(Parser):
         env = document.settings.env
         name = env.doc2path(env.docname, base=False)
         slugs = {f"L{n}": (1, f"L-{n}", f"line {n}") for n in range(1, inputstring.count("\n") + 2)}
-        env.metadata[env.docname] |= {"myst_slugs": slugs, "orphan": True}  # no list has to name it
+        env.metadata[env.docname] |= {"myst_slugs": slugs, "orphan": True}  # site/sources links to it
         code = nodes.literal_block(inputstring, inputstring, language="python", linenos=True)
         code["highlight_args"] = {"linespans": "L"}  # an id for each line
         document += nodes.section("", nodes.title("", name.as_posix()), code, ids=[nodes.make_id(str(name))])
 
 
+def list_of_sources(env) -> str:
+    """Every .py file with the first line of its docstring, by folder."""
+    files = [Path(env.doc2path(name, base=False)) for name in env.found_docs]
+    files = sorted((file.parts[0] != "rlcourse", file.parent, file) for file in files if file.suffix == ".py")
+    lines = []
+    for folder, names in itertools.groupby(files, key=lambda file: file[1]):
+        lines.append(f"\n## {folder.as_posix()}\n")
+        for *_, file in names:
+            says = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
+            lines.append(f"- [`{file.name}`](../{file.as_posix()}) {says.partition(chr(10))[0]}")
+    return "\n".join(lines)
+
+
 def add_contents(app, docname, source):
     """The README is the first page; what only a site needs is added here."""
+    if docname in (root_doc, "site/sources"):
+        app.env.note_reread()  # a new file changes these pages
     if docname == root_doc:
-        app.env.note_reread()  # a new guide changes the first page
         guides = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("notebooks/teaching/*.md"))]
         source[0] += CONTENTS + (TEACHING % "\n".join(guides) if guides else "")
+    if docname == "site/sources":
+        source[0] += list_of_sources(app.env)
 
 
 def mend_links(app, doctree):

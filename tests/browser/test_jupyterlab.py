@@ -75,7 +75,7 @@ DONE = """() => {
 def tab(chromium, lab):
     """The notebook after Run All, from a fresh kernel and with no output left from before."""
     tab = chromium.new_page(viewport={"width": 1300, "height": 900})
-    tab.set_default_timeout(120_000)
+    tab.set_default_timeout(300_000)
     tab.goto(lab.format(NAME))
     tab.wait_for_function(READY)
     tab.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
