@@ -5,6 +5,7 @@ the check's own inputs and, one by one, others that it never uses: more seeds, i
 """
 
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -32,10 +33,26 @@ def answers_of(path):
 MODULES = [answers_of(path) for path in sorted((Path(__file__).parent / "answers").glob("n*.py"))]
 EXERCISES = {name: exercise for module in MODULES for name, exercise in module.EXERCISES.items()}
 OWN_COMPARISON = {name for module in MODULES for name in getattr(module, "OWN_COMPARISON", ())}
+KIND = {name: kind for module in MODULES for name, kind in getattr(module, "KIND", {}).items()}
 BY_VERDICT = [name for name in EXERCISES if name not in OWN_COMPARISON]
 RIGHT = [(name, key) for name, (_, answers) in EXERCISES.items() for key in answers if key.startswith("right")]
 WRONG = [(name, key) for name, (_, answers) in EXERCISES.items() for key in answers if not key.startswith("right")]
 OTHER_INPUTS = [(seed, dtype) for seed in (20, 21, 22, 23) for dtype in (torch.float32, torch.float64)]
+
+
+def exercises_of_lessons():
+    """{name: worked answer} of every exercise in the notebooks."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        worked = ROOT / "notebooks" / "solutions" / "answers" / f"n{path.name[:2]}.py"
+        for name, mine in re.findall(r"^checks\.check_(\w+)\((my_\w+)\)", source, re.M):
+            found[name] = getattr(answers_of(worked), mine)
+    return found
+
+
+WORKED = exercises_of_lessons()
 
 
 def check(name):
@@ -56,6 +73,10 @@ def in_dtype(fn, dtype):
     return converted
 
 
+def first_name(name):
+    return next(iter(inspect.signature(WORKED[name]).parameters))
+
+
 def message_of(name, fn):
     """The AssertionError's text without the exercise's number, and a newline, with which a key may end too."""
     with pytest.raises(AssertionError) as error:
@@ -74,11 +95,22 @@ def says(key, message):
 
 def arguments_of(name, monkeypatch):
     """[(args, right, mistakes)], one for each case of the check."""
-    seen = []
+    seen, module = [], sys.modules[check(name).__module__]
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[check(name).__module__], "verdict", lambda fn, *rest: seen.append(rest))
+        patch.setattr(module, "verdict", lambda fn, *rest, **options: seen.append(rest))
+        patch.setattr(module, "demand", lambda *args: None, raising=False)
         check(name)(None)
     return seen
+
+
+def demands_of(name, monkeypatch):
+    """The messages of the cases that the check adds to the comparison."""
+    seen, module = [], sys.modules[check(name).__module__]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "verdict", lambda *args, **options: None)
+        patch.setattr(module, "demand", lambda fn, args, right, message: seen.append(message), raising=False)
+        check(name)(None)
+    return set(seen)
 
 
 @pytest.fixture(autouse=True)
@@ -132,9 +164,13 @@ def test_mistakes_are_named_on_other_inputs(name, key, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_an_answer_in_another_dtype_is_judged_by_its_numbers(name, dtype):
     for key, fn in EXERCISES[name][1].items():
-        if key.startswith("right"):
+        if key.startswith("right") and KIND.get(name) == "integer":
+            assert "must be whole numbers" in message_of(name, in_dtype(fn, dtype))
+        elif key.startswith("right"):
             check(name)(in_dtype(fn, dtype))
-        elif "int64" not in key:
+        elif "its gradient" in key and dtype != torch.float64:
+            check(name)(in_dtype(fn, dtype))  # 16 bits do not show how a number changes
+        elif not re.search("int64|must be (whole|floating)", key):
             message = message_of(name, in_dtype(fn, dtype))
             assert says(key, message) or "expected" in key + message, (key, message)
 
@@ -145,6 +181,8 @@ def test_integers_and_complex_numbers(name, monkeypatch, capsys):
     capsys.readouterr()
     if fractions:
         assert "expected\n" not in message_of(name, in_dtype(right(name), torch.int64))
+    elif KIND.get(name) == "float":
+        assert "must be floating-point numbers" in message_of(name, in_dtype(right(name), torch.int64))
     else:
         check(name)(in_dtype(right(name), torch.int64))
     assert "complex64" in message_of(name, in_dtype(right(name), torch.complex64))
@@ -154,7 +192,10 @@ def test_integers_and_complex_numbers(name, monkeypatch, capsys):
 def test_every_mistake_that_a_check_knows_is_made_above(name, monkeypatch):
     wrong = [key for key in EXERCISES[name][1] if not key.startswith("right")]
     for _, _, known in arguments_of(name, monkeypatch):
-        assert len(known) >= 3 and all(sum(key in f"{mistake}\n" for key in wrong) == 1 for mistake in known)
+        named = {key: [mistake for mistake in known if key in f"{mistake}\n"] for key in wrong}
+        assert len(known) >= 3 and all(len(mistakes) <= 1 for mistakes in named.values())
+        assert {mistake for mistakes in named.values() for mistake in mistakes} == set(known)
+    assert all(any(key in message for key in wrong) for message in demands_of(name, monkeypatch))
 
 
 @pytest.mark.parametrize("name", BY_VERDICT)
@@ -171,7 +212,8 @@ def test_inputs(name, monkeypatch):
         assert all(x.dtype == dtype for x in args if isinstance(x, torch.Tensor) and x.is_floating_point())
         if any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
             message = message_of(name, lambda *args: right(name)(*args).detach())
-            assert "no gradient reaches the log-probabilities" in message
+            assert "no gradient reaches the arguments" in message
+            assert any("its gradient" in key for key in EXERCISES[name][1])  # and half of it is not enough
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -217,7 +259,7 @@ def test_the_learners_own_error_comes_through(name):
 
     with pytest.raises(KeyError, match="mine") as error:
         check(name)(broken)
-    start = f"exercise {EXERCISES[name][0]}: your function raised this for the arguments "
+    start = f"exercise {EXERCISES[name][0]}: your function raised this for the arguments {first_name(name)}: "
     assert error.value.__notes__[0].startswith(start) and len(error.value.__notes__) == 1
     assert error.traceback[-1].name == "broken" and len(error.traceback) <= 5
 
@@ -238,8 +280,18 @@ def test_an_answer_that_changes_its_arguments_in_place_cannot_pass_by_it(name):
     check(name)(right(name))
 
 
+@pytest.mark.parametrize("name", EXERCISES)
+def test_an_argument_that_is_changed_in_place_is_named(name):
+    def in_place(*args):
+        answer = right(name)(*args)
+        args[0].clear() if isinstance(args[0], list) else args[0].data.add_(1)
+        return answer
+
+    assert f"your function changes its argument `{first_name(name)}` in place" in message_of(name, in_place)
+
+
 @pytest.mark.parametrize("name", BY_VERDICT)
-def test_a_right_answer_may_change_its_arguments(name):
+def test_a_right_answer_may_write_the_same_numbers_into_its_arguments(name):
     def in_place(*args):
         for x in args:
             if isinstance(x, torch.Tensor) and x.is_floating_point():
@@ -247,6 +299,14 @@ def test_a_right_answer_may_change_its_arguments(name):
         return right(name)(*args)
 
     check(name)(in_place)
+
+
+@pytest.mark.parametrize("name", BY_VERDICT)
+def test_the_arguments_are_told_by_name(name, monkeypatch):
+    (args, _, _), *_ = arguments_of(name, monkeypatch)
+    names = list(inspect.signature(WORKED[name]).parameters)
+    message = message_of(name, next(fn for key, fn in EXERCISES[name][1].items() if "expected\n" in key))
+    assert len(names) == len(args) and re.findall(r"^(\w+) =", message.split("\nfor the arguments\n")[1], re.M) == names
 
 
 def new_threads(before):
@@ -364,7 +424,12 @@ def test_the_check_wants_the_function_itself():
 
 def test_a_reward_that_is_always_the_same_is_questioned(capsys):
     checks.check_reward(lambda prompts, responses: torch.ones(len(responses)))
-    assert "all score the same" in capsys.readouterr().out
+    assert "none of our sample responses earns more than another" in capsys.readouterr().out
+
+
+def test_a_wrong_gradient_is_told_by_the_parts_of_the_loss():
+    message = message_of("loss_with_baseline", lambda *args: 3 * right("loss_with_baseline")(*args))
+    assert re.findall(r"^(.+): expected$", message, re.M) == ["loss", "gradient on logprobs", "gradient on values"]
 
 
 def test_a_check_whose_mistakes_coincide_does_not_run():
@@ -407,22 +472,9 @@ def test_progress(capsys):
     assert capsys.readouterr().out == "no exercises in 'no such'\n"
 
 
-def exercises_of_lessons():
-    """{name: worked answer} of every exercise in the notebooks."""
-    found = {}
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        worked = ROOT / "notebooks" / "solutions" / "answers" / f"n{path.name[:2]}.py"
-        for name, mine in re.findall(r"^checks\.check_(\w+)\((my_\w+)\)", source, re.M):
-            found[name] = getattr(answers_of(worked), mine)
-    return found
-
-
 def test_worked_answers_are_right_on_other_inputs(monkeypatch):
-    worked = exercises_of_lessons()
-    assert set(worked) <= set(EXERCISES) and len(worked) >= 50
-    for name, fn in worked.items():
+    assert set(WORKED) == set(EXERCISES)
+    for name, fn in WORKED.items():
         for case in [*verdict.CASES, *OTHER_INPUTS[::2]]:
             monkeypatch.setattr(verdict, "CASES", [case] if case[1] == torch.float32 else [(0, torch.float32), case])
             check(name)(fn)

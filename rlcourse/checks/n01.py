@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, redraw_unless, verdict
+from rlcourse.checks.verdict import Draw, demand, exercise, redraw_unless, verdict
 
 
 @exercise("01.1")
@@ -61,6 +61,9 @@ def check_expected_return(fn: Callable, draw: Draw) -> None:
             "masked probabilities were set to 0, and so was every text that ended early: they must be 1": total(
                 lambda p: math.prod(p) if len(p) == 2 else 0.0
             ),
+            "the products run over the texts (dimension 0): multiply along each text (dimension 1)": torch.tensor(
+                sum(math.prod(pi[mask[:, t] > 0, t].tolist()) * (rewards * mask)[:, t].sum().item() for t in (0, 1))
+            ),
             "each reward is weighed by its own action's probability alone: the actions before it must happen too": own,
             "a reward is weighed by the actions up to it, and so counted again in every text that begins alike: weigh "
             "it by the whole text's probability": torch.tensor(so_far),
@@ -73,8 +76,9 @@ def check_softmax_score(fn: Callable, draw: Draw) -> None:
     """Exercise 01.2: fn(logits [B, V], actions [B]) -> d log pi(a) / d logits [B, V]."""
     B = draw.size(3)
     logits, actions = draw.randn(B, 4), draw.integers(4, B)
+    redraw_unless((actions == 3).any())
 
-    def slopes(function: Callable[[list[float], int], float]) -> Tensor:
+    def slopes(function: Callable[[list[float], int], float], actions: Tensor = actions) -> Tensor:
         """By central differences, one logit at a time."""
         result, h = torch.zeros(B, 4), 1e-5
         for b, (row, a) in enumerate(zip(logits.tolist(), actions.tolist())):
@@ -86,7 +90,10 @@ def check_softmax_score(fn: Callable, draw: Draw) -> None:
     def probability(row: list[float], a: int) -> float:
         return math.exp(row[a]) / sum(map(math.exp, row))
 
-    right = slopes(lambda row, a: math.log(probability(row, a)))
+    def log_probability(row: list[float], a: int) -> float:
+        return math.log(probability(row, a))
+
+    right = slopes(log_probability)
     pi = torch.tensor([[probability(row, v) for v in range(4)] for row in logits.tolist()])
     raw = slopes(lambda row, a: row[a])
     columns = [[math.exp(x) for x in column] for column in logits.T.tolist()]
@@ -109,12 +116,19 @@ def check_softmax_score(fn: Callable, draw: Draw) -> None:
             "divided by the number of rows: each row is a gradient of its own, no part of a mean": right / B,
         },
     )
+    low = actions % 3
+    demand(
+        fn,
+        (logits, low),
+        slopes(log_probability, low),
+        "one_hot needs the vocabulary size: it took the largest token of the batch",
+    )
 
 
 @exercise("01.3")
 def check_gradient_estimates(fn: Callable, draw: Draw) -> None:
     """Exercise 01.3: fn(scores [N, T, D], rewards [N, T], mask [N, T]) -> an estimate of grad J per row [N, D]."""
-    mask, lengths = draw.prefixes(4, 2, 1)
+    mask, lengths = draw.prefixes(5, 2, 1)
     scores, rewards = draw.randn(*mask.shape, 2), draw.randn(*mask.shape)
 
     def table(
@@ -148,18 +162,19 @@ def check_gradient_estimates(fn: Callable, draw: Draw) -> None:
                 lambda paid, t: sum(paid[t + 1 :])
             ),
             "the sums are still backwards: flip them back after the running sum": table(
-                lambda paid, t: sum((paid + [0.0] * (4 - len(paid)))[3 - t :])
+                lambda paid, t: sum((paid + [0.0] * (5 - len(paid)))[4 - t :])
             ),
             "only the reward of the same step is used: an action is also answerable for what comes later": table(
                 lambda paid, t: paid[t]
             ),
             "the sign is flipped: this is the gradient of a loss, the estimate points uphill": -table(to_go),
             "this is a mean over a text's actions: the theorem has a sum": table(to_go, divisor=lambda n: n),
-            "this is a mean over all T columns: the theorem has a sum": table(to_go, divisor=lambda n: 4),
+            "this is a mean over all T columns: the theorem has a sum": table(to_go, divisor=lambda n: 5),
+            "divided by the number of texts: one estimate for each row, no mean over them": table(to_go) / len(lengths),
             "the mask is ignored: neither scores nor rewards after the end count": table(
-                to_go, lambda n: 4, lambda n: 4
+                to_go, lambda n: 5, lambda n: 5
             ),
-            "the mask is not applied to the rewards: what stands after the end leaks back": table(to_go, lambda n: 4),
+            "the mask is not applied to the rewards: what stands after the end leaks back": table(to_go, lambda n: 5),
         },
     )
 

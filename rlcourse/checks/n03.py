@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, gradients, verdict
+from rlcourse.checks.verdict import Draw, demand, exercise, gradients, verdict
 
 
 @exercise("03.1")
@@ -126,6 +126,11 @@ def check_loss_with_baseline(fn: Callable, draw: Draw) -> None:
         loss, on_logprobs, on_values = gradients(fn, args, of=(0, 2))
         return torch.stack([loss.expand(mask.shape), on_logprobs, on_values])
 
+    def tell(right: Tensor, answer: Tensor) -> str:
+        parts = [("loss", right[0, 0, 0], answer[0, 0, 0])]
+        parts += [(f"gradient on {name}", right[i], answer[i]) for i, name in ((1, "logprobs"), (2, "values"))]
+        return "\n".join(f"{name}: expected\n{wanted}\ngot\n{got}" for name, wanted, got in parts)
+
     def table(
         sign: float = -1.0, leak: float = 0.0, critic: float = 0.5, baseline: float = 1.0, masked: bool = True,
         policy_over: int = B, critic_over: int = counted, moves: float = 1.0, pushes: float = 1.0,
@@ -141,7 +146,7 @@ def check_loss_with_baseline(fn: Callable, draw: Draw) -> None:
         return torch.stack([torch.tensor(total).expand(mask.shape), on_logprobs, on_values])
 
     verdict(
-        slopes,
+        fn,
         (logprobs, returns, values, mask),
         table(),
         {
@@ -163,6 +168,8 @@ def check_loss_with_baseline(fn: Callable, draw: Draw) -> None:
                 policy_over=counted
             ),
         },
+        view=slopes,
+        tell=tell,
     )
 
 
@@ -200,4 +207,12 @@ def check_text_weights(fn: Callable, draw: Draw) -> None:
             ),
             "this is the ratio of the last token only": table(lambda r: r[-1]),
         },
+    )
+    old_long = draw.tensor([[math.log(0.1)] * 400])
+    new_long = old_long + draw.rand(1, 400, high=0.005)
+    demand(
+        fn,
+        (new_long, old_long, torch.ones_like(old_long)),
+        (new_long.double() - old_long.double()).sum(1).exp(),
+        "underflow in a text of 400 tokens of 0.1: both products are 0, and 0/0 is nan; sum the log-ratios before exp",
     )

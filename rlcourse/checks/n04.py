@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, verdict
+from rlcourse.checks.verdict import Draw, demand, exercise, redraw_unless, verdict
 
 
 @exercise("04.1")
@@ -46,6 +46,9 @@ def check_discounted_reward_to_go(fn: Callable, draw: Draw) -> None:
             "the sum runs backwards: an action is paid for what comes from it on, not for what came before": table(
                 power=lambda t, k: t - k, first=lambda t: 0, end=lambda t: t + 1
             ),
+            "the sum runs backwards, with gamma counted from the beginning: an action is paid for what comes from it "
+            "on, by its distance": table(power=lambda t, k: k, first=lambda t: 0, end=lambda t: t + 1),
+            "the columns run backwards: turn the result round again": table().flip(1),
             "gamma is missing": table(g=1.0),
             "everything is discounted once too often: the action's own reward counts in full": table(
                 power=lambda t, k: k - t + 1
@@ -82,6 +85,8 @@ def check_potential_shaping(fn: Callable, draw: Draw) -> None:
                 result[b, t] = pays * rewards[b, t] + (last if t + 1 == end else 1.0) * hint
         return result
 
+    phi = potentials * mask
+    late = (rewards + gamma * phi - torch.cat([torch.zeros_like(phi[:, :1]), phi[:, :-1]], 1)) * mask
     verdict(
         fn,
         (rewards, potentials, mask, gamma),
@@ -101,6 +106,9 @@ def check_potential_shaping(fn: Callable, draw: Draw) -> None:
             "the mask is ignored: after the end nothing is paid": table(masked=False),
             "this looks back, to Phi(s_{t-1}): action t leads to the state in which t + 1 is chosen": table(step=-1),
             "the last action is not charged: after it Phi is 0, so it pays back all of - Phi(s_t)": table(last=0.0),
+            "one step late, gamma * Phi(s_t) - Phi(s_{t-1}): action t leads from s_t to s_{t+1}": late,
+            "after the end nothing is paid: multiply the result by the mask too": table() + rewards * (1 - mask),
+            "gamma is on the rewards as well: it belongs to Phi(s_{t+1}) only": table(pays=gamma),
             "roll wraps round, and what stands after the end leaks in: there Phi is 0": table(masked=False, wraps=True)
             * mask,
             "roll wraps round: the last action of a full row sees the potential of its first state": _only_full_rows(
@@ -115,8 +123,9 @@ def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
     """Exercise 04.3: fn(logits [N, V], targets [N]) -> expected gradient of the reward in the logits [N, V]."""
     N = draw.size(4)
     logits, targets = draw.randn(N, 5), draw.integers(5, N)
+    redraw_unless((targets == 4).any())
 
-    def table(entry: Callable[[list[float], int, int], float]) -> Tensor:
+    def table(entry: Callable[[list[float], int, int], float], targets: Tensor = targets) -> Tensor:
         rows = []
         for row, y in zip(logits.tolist(), targets.tolist()):
             z = sum(math.exp(x) for x in row)
@@ -126,11 +135,25 @@ def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
     def slope(pi: list[float], a: int, v: int) -> float:
         return (a == v) - pi[v]
 
+    def expected(pi: list[float], y: int, v: int) -> float:
+        return sum(pi[a] * (a == y) * slope(pi, a, v) for a in range(5))  # every guess, listed
+
+    columns = [[math.exp(x) / sum(map(math.exp, column)) for x in column] for column in logits.T.tolist()]
+    down = [list(row) for row in zip(*columns)]  # a softmax over the states
     verdict(
         fn,
         (logits, targets),
-        table(lambda pi, y, v: sum(pi[a] * (a == y) * slope(pi, a, v) for a in range(5))),  # every guess, listed
+        table(expected),
         {
+            "the softmax runs over the states (dimension 0): the tokens of one state compete": torch.tensor(
+                [[row[y] * slope(row, y, v) for v in range(5)] for row, y in zip(down, targets.tolist())]
+            ),
+            "the factor is log pi(y): it must be pi(y), the probability of the right guess": table(
+                lambda pi, y, v: math.log(pi[y]) * slope(pi, y, v)
+            ),
+            "the factor is 1 - pi(y): it must be pi(y), the probability of the right guess": table(
+                lambda pi, y, v: (1 - pi[y]) * slope(pi, y, v)
+            ),
             "this is the gradient of the likelihood: the factor pi(y) is missing, the chance of a right guess": table(
                 slope
             ),
@@ -154,13 +177,22 @@ def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
             ),
         },
     )
+    low = targets % 4
+    demand(
+        fn,
+        (logits, low),
+        table(expected, low),
+        "one_hot needs the vocabulary size: it took the largest token of the batch",
+    )
 
 
 @exercise("04.4")
 def check_paid_as_it_grows(fn: Callable, draw: Draw) -> None:
     """Exercise 04.4: fn(before [B, T], scores [B]) -> rewards [B, T]: what each action added to the score."""
     added_up = (2 * draw.randn(draw.size(3), 5)).cumsum(1)
-    grown = [[0.0, *row] for row in added_up.tolist()]
+    grown = [
+        [start, *(start + x for x in row)] for start, row in zip(draw.randn(len(added_up)).tolist(), added_up.tolist())
+    ]
     before, scores = draw.tensor(grown)[:, :5], draw.tensor(grown)[:, 5]
 
     def table(one: Callable[[list[float], int], float], last: Callable[[list[float]], float] | None = None) -> Tensor:
@@ -195,6 +227,15 @@ def check_paid_as_it_grows(fn: Callable, draw: Draw) -> None:
             ),
             "after the last action stands the final score, not 0: in yours everything is taken back at the end": table(
                 added, last=lambda s: -s[4]
+            ),
+            "roll brings the first column round: after the last action stands the final score, not before[:, 0]": table(
+                added, last=lambda s: s[0] - s[4]
+            ),
+            "the first action is paid for the score before it, too: before[:, 0] need not be 0, subtract it": table(
+                lambda s, t: added(s, t) if t else s[1]
+            ),
+            "this is what the rest of the text adds, the reward-to-go: asked is the reward of each action": table(
+                lambda s, t: s[5] - s[t]
             ),
             "these are running scores, not what each action added": table(lambda s, t: s[t + 1]),
             "the sign is flipped: an action that raised the score is paid": table(lambda s, t: -added(s, t)),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlcourse.checks.verdict import Draw, exercise, verdict
+from rlcourse.checks.verdict import Draw, demand, exercise, verdict
 
 
 @exercise("08.1")
@@ -22,7 +22,7 @@ def check_bradley_terry(fn: Callable, draw: Draw) -> None:
     right = mean(lambda a, b: -math.log(_chance(a - b)))
     verdict(
         fn,
-        (preferred, rejected),
+        (preferred.requires_grad_(), rejected.requires_grad_()),
         right,
         {
             "the sign is flipped: a loss is minimised, so it is minus the log-likelihood": -right,
@@ -40,6 +40,14 @@ def check_bradley_terry(fn: Callable, draw: Draw) -> None:
             ).log(),
             "this is a hinge loss: it stops at a difference of 1": mean(lambda a, b: max(0, 1 - a + b)),
         },
+    )
+    far = torch.tensor([60.0, -60.0])  # float32 in every case, as a reward model has it
+    demand(
+        fn,
+        (far.clone().requires_grad_(), (-far).requires_grad_()),
+        torch.tensor(60.0),
+        "the loss breaks at differences of +-120, where exp overflows and the logistic function is 0: logsigmoid and "
+        "softplus do not, and they need no small number inside a logarithm",
     )
 
 
@@ -59,11 +67,12 @@ def check_soft_labels(fn: Callable, draw: Draw) -> None:
     right = mean(cross_entropy)
     verdict(
         fn,
-        (first, second, probability),
+        (first.requires_grad_(), second.requires_grad_(), probability),
         right,
         {
             "the sign is flipped: a loss is minimised": -right,
-            "the labels are ignored: this is the loss of hard verdicts": mean(lambda d, p: -math.log(_chance(d))),
+            "the labels are ignored: this is the loss of hard verdicts (or both terms hold the same logarithm, so that "
+            "p cancels)": mean(lambda d, p: -math.log(_chance(d))),
             "only one of two cases: those who prefer the second text, 1 - p of them, are missing": mean(
                 lambda d, p: -p * math.log(_chance(d))
             ),
@@ -87,7 +96,7 @@ def check_soft_labels(fn: Callable, draw: Draw) -> None:
 
 @exercise("08.3")
 def check_last_state(fn: Callable, draw: Draw) -> None:
-    """Exercise 08.3: fn(hidden [N, T, H], mask [N, T], padded on the right) -> the last real token's state [N, H]."""
+    """Exercise 08.3: fn(hidden [N, T, H], mask [N, T]) -> the last real token's state [N, H]; padding right."""
     mask, lengths = draw.prefixes(3, 5, 2, width=6)
     hidden = draw.randn(*mask.shape, 4)
 

@@ -11,7 +11,7 @@ from rlcourse.checks.verdict import Draw, exercise, verdict
 
 @exercise("09.1")
 def check_f_score(fn: Callable, draw: Draw) -> None:
-    """Exercise 09.1: fn(matches, response_length, reference_length, all [B], beta) -> F-measures [B]."""
+    """Exercise 09.1: fn(matches, response_length, reference_length [B], beta) -> F-measures [B]."""
     N, beta = draw.size(5), draw.number(1.5, 3)
     response, reference = ((3 + draw.integers(6, N)).tolist() for _ in range(2))
     matches = [min(m, n, k) for m, n, k in zip(draw.shuffled([0, 2, 3, 4, 5, 2][:N]), response, reference)]
@@ -112,7 +112,7 @@ def check_blocked_logprobs(fn: Callable, draw: Draw) -> None:
 
 @exercise("09.4")
 def check_coverage_score(fn: Callable, draw: Draw) -> None:
-    """Exercise 09.4: fn(counts [B, F], how often each required fact occurs) -> coverage [B], 0 to 1."""
+    """Exercise 09.4: fn(counts [B, F]) of each required fact -> coverage [B], 0 to 1."""
     once, again = draw.integers(5).item(), 2 + draw.integers(4).item()
     counts = [[1, 1, 1, 1], [again, 0, 0, 0], [0, 0, 0, 0], [2, again, 0, 1], [once, 0, 1, again]]
     counts = draw.shuffled([draw.shuffled(row) for row in counts[: draw.size(4)]])

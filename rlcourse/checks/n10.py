@@ -83,6 +83,7 @@ def check_cheapest_label(fn: Callable, draw: Draw) -> None:
                 lambda row, a: sum(costs[y][a] for y in range(3))
             ),
         },
+        kind="integer",
     )
 
 

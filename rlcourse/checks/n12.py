@@ -129,7 +129,7 @@ def check_best_of_n(fn: Callable, draw: Draw) -> None:
 
 @exercise("12.3")
 def check_ipo_loss(fn: Callable, draw: Draw) -> None:
-    """Exercise 12.3: fn(preferred, rejected, ref_preferred, ref_rejected, all [N], tau) -> the scalar loss."""
+    """Exercise 12.3: fn(preferred, rejected, ref_preferred, ref_rejected [N], tau) -> the scalar loss."""
     N, tau = draw.size(5), draw.number(0.25, 0.4)
     goal = 1 / (2 * tau)
     w, l, ref_w, ref_l = (-2 - draw.randn(N).abs() for _ in range(4))
@@ -143,7 +143,7 @@ def check_ipo_loss(fn: Callable, draw: Draw) -> None:
 
     verdict(
         fn,
-        (w, l, ref_w, ref_l, tau),
+        (w.requires_grad_(), l.requires_grad_(), ref_w, ref_l, tau),
         mean(lambda *x: (gap(*x) - goal) ** 2),
         {
             "the goal is 1 / (2 tau), not 1 / tau": mean(lambda *x: (gap(*x) - 1 / tau) ** 2),
@@ -169,7 +169,7 @@ def check_ipo_loss(fn: Callable, draw: Draw) -> None:
 
 @exercise("12.4")
 def check_priced_loss(fn: Callable, draw: Draw) -> None:
-    """Exercise 12.4: fn(logprobs, ref_logprobs, scores, all [B], kl_coef) -> a loss whose gradient is that of -J_beta.
+    """Exercise 12.4: fn(logprobs, ref_logprobs, scores [B], kl_coef) -> a loss whose gradient is that of -J_beta.
 
     Compared is the gradient for each text's log-probability; what the loss itself amounts to does not matter.
     """
@@ -184,7 +184,7 @@ def check_priced_loss(fn: Callable, draw: Draw) -> None:
         return torch.tensor([one(x, score) / N for x, score in zip(d, scores.tolist())])
 
     verdict(
-        gradient,
+        fn,
         (logprobs, ref_logprobs, scores, beta),
         table(lambda d, score: -(score - beta * d)),
         {
@@ -214,4 +214,6 @@ def check_priced_loss(fn: Callable, draw: Draw) -> None:
             "kl_coef is ignored: the whole log-ratio is paid": table(lambda d, score: -(score - d)),
             "k2 without its half: the price is paid twice": table(lambda d, score: -(score - 2 * beta * d)),
         },
+        view=gradient,
+        tell=lambda right, answer: f"gradient on logprobs: expected\n{right}\ngot\n{answer}",
     )

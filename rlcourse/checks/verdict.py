@@ -17,9 +17,13 @@ the first wrong answer, prints `exercise 07.2: right` once, and keeps what `prog
 - `verdict` throws a draw away (`Redraw`) in which the right answer and the mistakes are not all clearly different. A
   check may do so too: `redraw_unless(condition)`.
 - An answer is judged by its numbers: float64, float16 or bfloat16 is as good as float32, with a tolerance of its own,
-  and so are integers or booleans where the right answer has no fractions.
-- A check that has no right tensor to compare with calls `attempt(fn, args)` for the answer and `fail(message)` itself.
-  What a check returns (a remark, or None) is printed after `right`.
+  and so are integers or booleans where the right answer has no fractions. `kind` asks for one kind of numbers.
+- Where an argument requires a gradient, the gradient is compared too, with how the learner's right number changes when
+  that argument moves a little. (Rounded to 16 bits the number hardly changes; there the gradient is taken on trust.)
+- `demand` adds a case that only one mistake gets wrong: very long, very large, without the last token.
+- A check that has no right tensor to compare with calls `fn(*args)` for the answer and `fail(message)` itself. What a
+  check returns (a remark, or None) is printed after `right`.
+- Arguments are named as in the docstring's "fn(...)". The learner's function must not change them in place.
 - The learner's own exception comes through. One that only complains about float64 in the last case is forgiven:
   nobody asked for more than float32.
 """
@@ -31,26 +35,24 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rlcourse.checks.asked import Asked, Raised, Wrong, argument_names, fail
 from rlcourse.checks.limit import TimeUp, within
 
 CASES = (0, torch.float32), (1, torch.float32), (2, torch.float64)  # seed and dtype of the inputs
 SECONDS = 10.0  # for a whole check; the right answers take a hundredth of a second
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative to the largest number of an answer
 APART = 5e-3  # how different, on the same scale, two mistakes must be
+STEP = 2e-3  # how far an argument is moved to compare a gradient
+KINDS = {
+    "float": (Tensor.is_floating_point, "floating-point numbers"),
+    "integer": (lambda x: not x.is_floating_point() and x.dtype != torch.bool, "whole numbers"),
+}
 EXERCISES: dict[str, str] = {}  # number -> name
 _state: dict[str, str] = {}  # number -> what progress() says, once it was checked
 
 
-class Wrong(Exception):
-    """The answer is wrong; the message says why."""
-
-
 class Redraw(Exception):
     """These inputs do not tell all the mistakes apart."""
-
-
-class Raised(Exception):
-    """The learner's function raised an error, the only argument."""
 
 
 class Draw:
@@ -102,9 +104,10 @@ def exercise(number: str, patience: int = 1) -> Callable:
     def decorate(body: Callable) -> Callable:
         def check(fn: Callable) -> None:
             name, _state[number] = f"exercise {number}", "wrong so far"
+            asked = Asked(fn, argument_names(body.__doc__))
             limit = SECONDS * patience
             try:
-                remark = within(limit, lambda: _all_cases(number, body, fn))
+                remark = within(limit, lambda: _all_cases(number, body, asked))
             except Wrong as wrong:
                 raise AssertionError(f"{name}: {wrong}") from None
             except TimeUp:
@@ -130,7 +133,7 @@ def exercise(number: str, patience: int = 1) -> Callable:
     return decorate
 
 
-def _all_cases(number: str, body: Callable, fn: Callable) -> str | None:
+def _all_cases(number: str, body: Callable, fn: Asked) -> str | None:
     remark = None
     for case, (seed, dtype) in enumerate(CASES):
         try:
@@ -146,7 +149,7 @@ def _all_cases(number: str, body: Callable, fn: Callable) -> str | None:
     return remark
 
 
-def _drawn(number: str, body: Callable, fn: Callable, seed: int, dtype: torch.dtype) -> str | None:
+def _drawn(number: str, body: Callable, fn: Asked, seed: int, dtype: torch.dtype) -> str | None:
     """The body on the first draw in which all mistakes differ."""
     for attempt in range(200):
         try:
@@ -162,41 +165,83 @@ def redraw_unless(condition: bool) -> None:
         raise Redraw
 
 
-def verdict(fn: Callable, args: tuple, right: Tensor, mistakes: dict[str, Tensor]) -> None:
-    """Compare fn's answer with the right one and with what each known mistake would give; the nearest one counts."""
+def verdict(
+    fn: Asked, args: tuple, right: Tensor, mistakes: dict[str, Tensor], view: Callable | None = None,
+    tell: Callable[[Tensor, Tensor], str] | None = None, kind: str | None = None,
+) -> None:  # fmt: skip
+    """Compare fn's answer with the right one and with what each known mistake would give; the nearest one counts.
+
+    view(*args) is what is compared where it is not fn's answer itself; tell(right, answer) is how a difference without
+    a name is told; kind asks for "float" or "integer".
+    """
     named = [right.detach().double(), *(wrong.detach().double() for wrong in mistakes.values())]
     known = torch.stack([x.flatten() for x in named])
     distances = _distances(known, known)
     redraw_unless((distances + torch.eye(len(known)) > APART).all())
-    answer = _tensor(attempt(fn, args), right.shape, any(isinstance(x, Tensor) and x.requires_grad for x in args))
+    differentiable = any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    answer = _tensor((view or fn)(*args), right.shape, differentiable)
     distances = _distances(answer.detach().cpu().double().reshape(1, -1), known)[0]
     nearest = int(distances.argmin())
     if distances[nearest] <= TOLERANCE.get(answer.dtype, 1e-4):
-        return None if nearest == 0 else fail(list(mistakes)[nearest - 1])
+        if nearest:
+            fail(list(mistakes)[nearest - 1])
+        if kind and not KINDS[kind][0](answer):
+            fail(f"the numbers are right, but they must be {KINDS[kind][1]}, got {answer.dtype}")
+        return _compare_gradients(fn, args, answer)
     if not answer.is_floating_point() and (right != right.round()).any():
         fail(f"expected floating-point numbers, got {answer.dtype}: what stands after the point is lost")
-    fail(f"expected\n{right}\ngot\n{answer}\nfor the arguments {args}")
+    told = tell(right, answer.detach()) if tell else f"expected\n{right}\ngot\n{answer.detach()}"
+    fail(f"{told}\nfor the arguments\n{fn.told(args)}")
 
 
-def attempt(fn: Callable, args: tuple):
-    """fn's answer to its own copies of the arguments."""
-    if not callable(fn):
-        fail("give the check your function itself, not what it returns")
+def demand(fn: Asked, args: tuple, right: Tensor, message: str) -> None:
+    """One more case, after `verdict`: only the mistake that the message names gives another number here, an error, or
+    a gradient that is no number."""
     try:
-        answer = fn(*(x.clone() if isinstance(x, Tensor) else x for x in args))
-    except (Wrong, TimeUp):
-        raise
-    except BaseException as error:
-        raise Raised(error, ", ".join(map(_described, args)), error.__traceback__.tb_next) from None
-    if answer is None:
-        fail("nothing is returned: the last line needs a return")
-    return answer
+        answer = _tensor(fn(*args), right.shape, differentiable=False)
+    except Raised as raised:
+        fail(f"{message}\n(your function raised {raised.args[0]!r})")
+    distance = _distances(answer.detach().cpu().double().reshape(1, -1), right.double().reshape(1, -1))
+    if distance > max(1e-2, TOLERANCE.get(answer.dtype, 0.0)):
+        fail(f"{message}\n(expected {right}, got {answer.detach()})")
+    leaves = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+    for gradient in torch.autograd.grad(answer.sum(), leaves, allow_unused=True) if leaves else ():
+        if gradient is not None and not gradient.isfinite().all():
+            fail(f"{message}\n(the number is right, but its gradient is\n{gradient})")
 
 
-def gradients(fn: Callable, args: tuple, of: tuple[int, ...]) -> list[Tensor]:
+def _compare_gradients(fn: Asked, args: tuple, answer: Tensor) -> None:
+    """autograd's gradient of a right answer against how the answer changes on a small step to either side.
+
+    At a kink, as where a clip begins, any slope between those of the two sides will do.
+    """
+    weights = torch.linspace(0.5, 1.5, answer.numel(), dtype=torch.float64).reshape(answer.shape)
+
+    def value(x: Tensor) -> Tensor:
+        return (weights * x.cpu().double()).sum()
+
+    for i, leaf in enumerate(args):
+        if answer.dtype in TOLERANCE or not isinstance(leaf, Tensor) or not leaf.requires_grad:
+            continue
+        (gradient,) = torch.autograd.grad(value(answer), leaf, retain_graph=True, allow_unused=True)
+        gradient = torch.zeros_like(leaf) if gradient is None else gradient
+        way = torch.arange(1, leaf.numel() + 1, dtype=leaf.dtype).cos().reshape(leaf.shape)
+        moved = [fn(*args[:i], leaf.detach() + step * way, *args[i + 1 :]) for step in (-STEP, STEP)]
+        back, here, ahead = (value(x.detach()) for x in (moved[0], answer, moved[1]))
+        along = (gradient * way).double()
+        slopes = sorted([(here - back) / STEP, (ahead - here) / STEP])
+        close = 0.02 * max(along.abs().sum(), *(slope.abs() for slope in slopes)) + 1e-3
+        if not slopes[0] - close <= along.sum() <= slopes[1] + close:
+            fail(
+                f"the number is right, but its gradient on `{fn.names[i]}` is not: on part of the way from there to "
+                "your answer something was detached"
+            )
+
+
+def gradients(fn: Asked, args: tuple, of: tuple[int, ...]) -> list[Tensor]:
     """The scalar loss that fn gives and its gradients on the arguments of these numbers, in the loss's dtype."""
     leaves = {i: args[i].clone().requires_grad_() for i in of}
-    loss = _tensor(fn(*(leaves[i].clone() if i in of else x for i, x in enumerate(args))), (), differentiable=True)
+    loss = _tensor(fn(*(leaves.get(i, x) for i, x in enumerate(args))), (), differentiable=True)
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     found = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves.values(), found)]
     return [loss.detach(), *(g.to(loss.dtype) for g in found)]
@@ -204,8 +249,6 @@ def gradients(fn: Callable, args: tuple, of: tuple[int, ...]) -> list[Tensor]:
 
 def _tensor(answer, shape: tuple, differentiable: bool) -> Tensor:
     """The answer, if it is what it should be on the outside."""
-    if answer is None:
-        fail("nothing is returned: the last line needs a return")
     if not isinstance(answer, Tensor):
         fail(f"expected a tensor, got {type(answer).__name__}")
     if answer.is_complex():
@@ -213,13 +256,8 @@ def _tensor(answer, shape: tuple, differentiable: bool) -> Tensor:
     if answer.shape != shape:
         fail(f"the shape must be {tuple(shape)}, got {tuple(answer.shape)}")
     if differentiable and not answer.requires_grad:
-        fail("no gradient reaches the log-probabilities: something was detached on the way")
+        fail("no gradient reaches the arguments: something was detached on the way")
     return answer
-
-
-def fail(message: str) -> None:
-    """Tell the learner what is wrong."""
-    raise Wrong(message)
 
 
 def progress(notebook: str | None = None) -> None:
@@ -243,12 +281,6 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     gaps = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs().nan_to_num(nan=torch.inf))
     scale = b.nan_to_num(0.0, 0.0, 0.0).abs().amax(1)
     return gaps.amax(2) / torch.where(scale > 0, scale, 1.0)
-
-
-def _described(x: object) -> str:
-    if isinstance(x, Tensor):
-        return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
-    return repr(x) if isinstance(x, int | float | str) else f"{type(x).__name__} of {len(x)}"
 
 
 def _is_stub(error: BaseException) -> bool:

@@ -40,6 +40,7 @@ NEGATIVE_LOG_LIKELIHOOD = {
     "these are probabilities": lambda p, m: -torch.exp(p)[m > 0].mean(),
     "must be (), got (3,)": lambda p, m: -(p * m).sum(1) / m.sum(1),
     "no gradient reaches": lambda p, m: -p.detach()[m > 0].mean(),
+    "its gradient on `logprobs` is not": lambda p, m: -(p.detach() + 0 * p)[m > 0].mean(),
     "expected\n": lambda p, m: -p[m > 0].median(),
 }
 

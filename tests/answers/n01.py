@@ -34,6 +34,7 @@ EXPECTED_RETURN = {
     "set to 0": lambda pi, m, r: ((pi * m).prod(1) * (r * m).sum(1)).sum(),
     "own action's probability alone": lambda pi, m, r: (pi * r * m).sum(),
     "weighed by the actions up to it": lambda pi, m, r: (filled(pi, m).cumprod(1) * r * m).sum(),
+    "the products run over the texts": lambda pi, m, r: filled(pi, m).prod(0) @ (r * m).sum(0),
     "must be (), got (7,)": lambda pi, m, r: filled(pi, m).prod(1) * (r * m).sum(1),
     "expected\n": lambda pi, m, r: -expected_return_by_loop(pi, m, r),
 }
@@ -63,6 +64,7 @@ SOFTMAX_SCORE = {
     "only the chosen logit": lambda z, a: hot(z, a) * (1 - torch.softmax(z, 1)),
     "d log pi / d pi": lambda z, a: hot(z, a) / torch.softmax(z, 1),
     "divided by the number of rows": lambda z, a: score_by_autograd(z, a) / len(z),
+    "one_hot needs the vocabulary size": lambda z, a: F.one_hot(a) - torch.softmax(z, 1),
     "must be (3, 4), got (3,)": lambda z, a: torch.log_softmax(z, 1).gather(1, a[:, None])[:, 0],
     "expected\n": lambda z, a: torch.log_softmax(z, 1),
 }
@@ -101,6 +103,7 @@ GRADIENT_ESTIMATES = {
     "a mean over all T columns": lambda s, r, m: (s * (reverse_sum(r * m) * m)[:, :, None]).mean(1),
     "the mask is ignored": lambda s, r, m: weighed(s, reverse_sum(r)),
     "not applied to the rewards": lambda s, r, m: weighed(s, reverse_sum(r) * m),
+    "divided by the number of texts": lambda s, r, m: estimates_by_loop(s, r, m) / len(s),
     "must be (3, 2), got (2,)": lambda s, r, m: estimates_by_loop(s, r, m).mean(0),
     "expected\n": lambda s, r, m: weighed(s, reverse_sum(r * m) * m) * 2,
 }

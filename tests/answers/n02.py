@@ -28,6 +28,7 @@ REINFORCE_LOSS = {
     "two mistakes: the sign, and what": lambda p, a, m: (p * a).sum(1).mean(),
     "two mistakes: what stands": lambda p, a, m: -(p * a).mean(),
     "no gradient reaches": lambda p, a, m: loss_by_loop(p.detach(), a, m),
+    "its gradient on `logprobs` is not": lambda p, a, m: loss_by_loop(torch.cat([p[:1].detach(), p[1:]]), a, m),
     "the shape must be (), got (3,)": lambda p, a, m: -(p * a * m).sum(1),
     "expected\n": lambda p, a, m: -(p * a.abs() * m).sum(1).mean(),
 }
@@ -113,6 +114,9 @@ BROKEN_LOSS = {
     "these are logits": lambda z, a, s, m: -(z.gather(-1, a[..., None])[..., 0] * s[:, None] * m).sum(1).mean(),
     "the sum over a text became a mean": lambda z, a, s, m: loss_from_logits(z, a, s, m) * len(a) / m.sum(),
     "no gradient reaches": lambda z, a, s, m: loss_from_logits(z, a, s, m).detach(),
+    "its gradient on `logits` is not": lambda z, a, s, m: (  # the normaliser is taken for a constant
+        -((z.gather(2, a[..., None])[..., 0] - z.logsumexp(2).detach()) * m * s[:, None]).sum(1).mean()
+    ),
     "the shape must be (), got (2,)": lambda z, a, s, m: (
         -(torch.gather(z.log_softmax(2), 2, a.unsqueeze(2)).squeeze(2) * m * s.unsqueeze(1)).sum(1)
     ),

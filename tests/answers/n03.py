@@ -104,7 +104,7 @@ LOSS_WITH_BASELINE = {
     "divided by all actions": lambda p, r, v, m: loss(p, r, v, m, rows=m.sum()),
     "something was detached on the way": lambda p, r, v, m: loss(p.detach(), r, v.detach(), m),
     "must be (), got (3,)": lambda p, r, v, m: -(p * (r - v.detach()) * m).sum(1),
-    "expected\n": lambda *args: 2 * loss(*args),
+    "gradient on values: expected\n": lambda *args: 2 * loss(*args),
 }
 
 
@@ -115,6 +115,10 @@ def weight_by_loop(new, old, mask, sign=1):
             if mask[b, t] == 1:
                 result[b] *= (new[b, t].exp() / old[b, t].exp()) ** sign
     return result
+
+
+def product(logprobs, mask):
+    return torch.where(mask == 1, logprobs.exp(), torch.ones(())).prod(1)
 
 
 def ratios(new, old):
@@ -133,6 +137,8 @@ TEXT_WEIGHTS = {
     "exp is missing": lambda p, q, m: (p * m).sum(1) - (q * m).sum(1),
     "the length is divided out": lambda p, q, m: weight_by_loop(p, q, m) ** (1 / m.sum(1)),
     "the ratio of the last token only": lambda p, q, m: ratios(p, q)[torch.arange(len(m)), m.sum(1).long() - 1],
+    "underflow in a text of 400": lambda p, q, m: product(p, m) / product(q, m),
+    "0/0 is nan; sum the log-ratios before exp": lambda p, q, m: (p * m).sum(1).exp() / (q * m).sum(1).exp(),
     "must be (3,), got (3, 4)": lambda p, q, m: ratios(p, q) * m,
     "expected\n": lambda p, q, m: weight_by_loop(p, q, m) + 1,
 }

@@ -32,7 +32,9 @@ DISCOUNTED_REWARD_TO_GO = {
     "this is the total of the text": lambda r, m, g: (r * m * g ** torch.arange(5)).sum(1, keepdim=True) * m,
     "this is the undiscounted total": lambda r, m, g: (r * m).sum(1, keepdim=True) * m,
     "only one step ahead": lambda r, m, g: by_matrix(r, m, lambda ahead, k, t: (ahead < 2) * g ** ahead.clamp(0)),
-    "the sum runs backwards": lambda r, m, g: by_matrix(r, m, lambda ahead, k, t: g**-ahead, torch.tril),
+    "the sum runs backwards: ": lambda r, m, g: by_matrix(r, m, lambda ahead, k, t: g**-ahead, torch.tril),
+    "with gamma counted from the beginning": lambda r, m, g: (r * m * g ** torch.arange(5)).cumsum(1) * m,
+    "the columns run backwards": lambda r, m, g: backwards(r, m, g).flip(1),
     "gamma is missing": lambda r, m, g: (r * m).flip(1).cumsum(1).flip(1) * m,
     "everything is discounted once too often": lambda r, m, g: g * backwards(r, m, g),
     "the action's own reward is left out": lambda r, m, g: (backwards(r, m, g) - r) * m,
@@ -76,6 +78,9 @@ POTENTIAL_SHAPING = {
     "the mask is ignored": lambda *a: shaped_by_columns(*a, phi_masked=False),
     "this looks back": lambda r, phi, m, g: (r + g * torch.nn.functional.pad(phi[:, :-1], (1, 0)) - phi) * m,
     "the last action is not charged": lambda *a: torch.where(is_last(a[2]), a[0], shaped(*a)),
+    "one step late": lambda r, phi, m, g: r * m + (g * phi - torch.nn.functional.pad(phi, (1, 0))[:, :-1]) * m,
+    "after the end nothing is paid: multiply the result": lambda r, phi, m, g: shaped_by_columns(r, phi, m, g),
+    "gamma is on the rewards as well": lambda r, phi, m, g: shaped(r, phi, m, g, pays=g),
     "roll wraps round, and": lambda r, phi, m, g: (r + g * phi.roll(-1, 1) - phi) * m,
     "roll wraps round:": lambda r, phi, m, g: (r + g * (phi * m).roll(-1, 1) - phi) * m,
     "must be (3, 5), got (3, 4)": lambda *a: shaped(*a)[:, :4],
@@ -89,8 +94,8 @@ def by_autograd(logits, targets):
     return z.grad
 
 
-def by_formula(logits, targets, factor=None, sign=1, subtract=True):
-    pi = torch.softmax(logits, 1)
+def by_formula(logits, targets, factor=None, sign=1, subtract=True, pi=None):
+    pi = torch.softmax(logits, 1) if pi is None else pi
     right = torch.zeros(pi.shape)
     right[torch.arange(len(targets)), targets] = 1
     chance = (pi * right).sum(1, keepdim=True)
@@ -116,6 +121,12 @@ NEXT_TOKEN_GRADIENT = {
     "the factor is squared": lambda *a: by_formula(*a, factor=lambda pi, chance: chance**2),
     "the probabilities are not subtracted": lambda *a: by_formula(*a, subtract=False),
     "divided by the number of rows": lambda logits, targets: by_autograd(logits, targets) / len(logits),
+    "the softmax runs over the states": lambda z, y: by_formula(z, y, pi=z.softmax(0)),
+    "the factor is log pi(y)": lambda *a: by_formula(*a, factor=lambda pi, chance: chance.log()),
+    "the factor is 1 - pi(y)": lambda *a: by_formula(*a, factor=lambda pi, chance: 1 - chance),
+    "one_hot needs the vocabulary size": lambda z, y: (
+        z.softmax(1).gather(1, y[:, None]) * (torch.nn.functional.one_hot(y) - z.softmax(1))
+    ),
     "must be (4, 5), got (4,)": lambda *a: by_formula(*a).sum(1),
     "expected\n": lambda *a: by_formula(*a) * 2,
 }
@@ -159,6 +170,11 @@ PAID_AS_IT_GROWS = {
     "the last action is not paid": lambda before, scores: torch.diff(before, dim=1, append=before[:, -1:]),
     "the last action gets the whole score": lambda before, scores: with_last(before, scores, scores),
     "everything is taken back at the end": lambda before, scores: torch.diff(before, dim=1, append=0 * before[:, :1]),
+    "roll brings the first column round": lambda before, scores: before.roll(-1, 1) - before,
+    "the first action is paid for the score before it": lambda before, scores: torch.diff(
+        torch.cat([before[:, 1:], scores[:, None]], 1), prepend=torch.zeros(len(before), 1)
+    ),
+    "this is what the rest of the text adds": lambda before, scores: scores[:, None] - before,
     "these are running scores": lambda before, scores: torch.cat([before[:, 1:], scores[:, None]], dim=1),
     "the sign is flipped": lambda before, scores: -growth(before, scores),
     "everything is paid at the end": lambda before, scores: (

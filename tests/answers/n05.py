@@ -23,6 +23,7 @@ TOKEN_RATIO = {
         m == 1, torch.exp(safe(p - q, m).sum(1, keepdim=True)).expand_as(m), torch.ones(())
     ),
     "something was detached": lambda p, q, m: torch.exp(safe(p.detach() - q, m)),
+    "its gradient on `logprobs` is not": lambda p, q, m: torch.exp(safe(p.detach() - q, m)) + 0 * safe(p, m),
     "must be (3, 4), got (3,)": lambda p, q, m: torch.exp(safe(p - q, m).sum(1)),
     "expected\n": lambda p, q, m: torch.exp(safe(p - q, m)) * 2,
 }

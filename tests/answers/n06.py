@@ -28,7 +28,14 @@ ACTION_LOGPROBS = {
     "must be (2, 4), got (2, 5)": lambda logits, ids, P: torch.cat(
         [logprobs_by_loop(logits, ids, P), torch.zeros(len(ids), 1)], 1
     ),
-    "expected\n": lambda logits, ids, P: gathered(torch.log_softmax(logits, 1), ids, slice(P - 1, -1), P),
+    "the softmax runs over the positions": lambda logits, ids, P: gathered(
+        torch.log_softmax(logits, 1), ids, slice(P - 1, -1), P
+    ),
+    "one row too early": lambda logits, ids, P: gathered(torch.log_softmax(logits, 2), ids, slice(P - 2, -2), P),
+    "gather came first": lambda logits, ids, P: torch.log_softmax(
+        torch.gather(logits[:, P - 1 : -1], 2, ids[:, P:, None]), 2
+    )[..., 0],
+    "expected\n": lambda logits, ids, P: logprobs_by_loop(logits, ids, P).flip(1),
 }
 
 
@@ -51,7 +58,9 @@ POSITIONS = {
     "off by one": lambda mask: torch.cumsum(mask, 1),
     "padding has negative positions": lambda mask: torch.cumsum(mask, 1) - 1,
     "padding stands at 1": lambda mask: (torch.cumsum(mask, 1) - 1).masked_fill(mask == 0, 1),
-    "the numbers run backwards": lambda mask: (mask.flip(1).cumsum(1).flip(1) - 1) * mask,
+    "the numbers run backwards: ": lambda mask: (mask.flip(1).cumsum(1).flip(1) - 1) * mask,
+    "the padding holds the largest": lambda mask: (mask.flip(1).cumsum(1).flip(1) - 1).clamp(min=0),
+    "they must be whole numbers": lambda mask: positions_by_loop(mask).float(),
     "all tokens of a row stand at one place": lambda mask: (mask.sum(1, keepdim=True) - 1).expand_as(mask),
     "the count runs down the batch": lambda mask: torch.cumsum(mask, 0) - 1,
     "must be (3, 5), got (5,)": lambda mask: torch.arange(5),
@@ -71,14 +80,22 @@ def mask_by_loop(actions, eos):
 
 RESPONSE_MASK = {
     "right": mask_by_loop,
-    "right too": lambda a, eos: torch.logical_not(torch.cumsum((a == eos).int(), 1) - (a == eos).int() > 0),
-    "EOS is not counted": lambda a, eos: (a != eos).float(),
+    "right too": lambda a, eos: 1.0 - torch.clip(torch.cumsum(a == eos, 1) - (a == eos).int(), 0, 1),
+    "EOS is not counted": lambda a, eos: (torch.cumsum(a == eos, 1) == 0).float(),
+    "everything but EOS counts": lambda a, eos: (a != eos).float(),
+    "between the first and the second EOS": lambda a, eos: ((a == eos).cumsum(1) <= 1).float(),
+    "this runs to the last EOS: ": lambda a, eos: torch.maximum(
+        (a == eos).flip(1).cumsum(1).flip(1), (a != eos).all(1, keepdim=True)
+    ).clamp(max=1.0),
+    "this runs to the last EOS, and": lambda a, eos: ((a == eos).flip(1).cumsum(1).flip(1) > 0).float(),
+    "the count runs down the batch": lambda a, eos: ((a == eos).cumsum(0) - (a == eos).long() == 0).float(),
+    "they must be floating-point numbers": lambda a, eos: mask_by_loop(a, eos).bool(),
     "one too many": lambda a, eos: torch.cat([torch.ones(len(a), 1), mask_by_loop(a, eos)[:, :-1]], 1),
     "the mask is inverted": lambda a, eos: 1 - mask_by_loop(a, eos),
     "a row without EOS was cut off": lambda a, eos: (
         torch.arange(5) <= (a == eos).int().argmax(1, keepdim=True)
     ).float(),
-    "counts for nothing": lambda a, eos: mask_by_loop(a, eos) * (a == eos).any(1, keepdim=True),
+    "counts for nothing in yours": lambda a, eos: mask_by_loop(a, eos) * (a == eos).any(1, keepdim=True),
     "only EOS itself": lambda a, eos: (torch.cumsum(a == eos, 1) * (a == eos) == 1).float(),
     "every action counts": lambda a, eos: torch.ones(a.shape),
     "must be (4, 5), got (4, 1)": lambda a, eos: mask_by_loop(a, eos).sum(1, keepdim=True),
@@ -94,8 +111,10 @@ K3 = {
     "right": lambda p, q, m: (ratio_of(p, q) - torch.log(ratio_of(p, q)) - 1) * m,
     "right too": lambda p, q, m: torch.where(m == 1, torch.exp(q - p) - (q - p) - 1, torch.zeros(())),
     "the mask is ignored": lambda p, q, m: ratio_of(p, q) - torch.log(ratio_of(p, q)) - 1,
-    "the ratio is upside down": lambda p, q, m: (ratio_of(q, p) - torch.log(ratio_of(q, p)) - 1) * m,
-    "the sign of the log-ratio is flipped": lambda p, q, m: (ratio_of(q, p) + torch.log(ratio_of(q, p)) - 1) * m,
+    "the ratio is upside down: ": lambda p, q, m: (ratio_of(q, p) - torch.log(ratio_of(q, p)) - 1) * m,
+    "the sign of the whole is flipped": lambda p, q, m: (1 - ratio_of(p, q) + torch.log(ratio_of(p, q))) * m,
+    "weighed by pi once more": lambda p, q, m: torch.exp(p) * (ratio_of(p, q) - torch.log(ratio_of(p, q)) - 1) * m,
+    "the ratio is upside down, and only there": lambda p, q, m: (ratio_of(q, p) + torch.log(ratio_of(q, p)) - 1) * m,
     "the two signs disagree": lambda p, q, m: (ratio_of(p, q) + torch.log(ratio_of(p, q)) - 1) * m,
     "this is k1": lambda p, q, m: (p - q) * m,
     "this is k2": lambda p, q, m: (p - q).pow(2) * m / 2,
@@ -104,6 +123,7 @@ K3 = {
     "expected\n": lambda p, q, m: (q - p) * m,
 }
 
+KIND = {"positions": "integer", "response_mask": "float"}  # where right numbers of another kind are refused
 EXERCISES = {
     "action_logprobs": ("06.1", ACTION_LOGPROBS),
     "positions": ("06.2", POSITIONS),

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 def verdicts_by_loop(preferred, rejected):
     total = torch.zeros(())
     for a, b in zip(preferred, rejected):
-        total = total + torch.log(1 + torch.exp(b - a))
+        total = total + torch.logaddexp(b - a, torch.zeros(()))
     return total / len(preferred)
 
 
@@ -22,6 +22,11 @@ BRADLEY_TERRY = {
     "not each score by itself": lambda a, b: -(torch.sigmoid(a) / torch.sigmoid(b)).log().mean(),
     "the logarithm comes before the mean": lambda a, b: -torch.sigmoid(a - b).mean().log(),
     "this is a hinge loss": lambda a, b: F.relu(1 - (a - b)).mean(),
+    "the loss breaks at differences": lambda a, b: -torch.sigmoid(a - b).log().mean(),
+    "where exp overflows": lambda a, b: torch.log(1 + torch.exp(b - a)).mean(),
+    "no small number inside a logarithm": lambda a, b: -(torch.sigmoid(a - b) + 1e-8).log().mean(),
+    "no gradient reaches": lambda a, b: F.softplus(b.detach() - a.detach()).mean(),
+    "its gradient on `rejected` is not": lambda a, b: F.softplus(b.detach() - a).mean(),
     "must be (), got (5,)": lambda a, b: F.softplus(b - a),
     "expected\n": lambda a, b: F.mse_loss(a, b),
 }
@@ -44,6 +49,9 @@ SOFT_LABELS = {
     "right too": lambda a, b, p: F.binary_cross_entropy_with_logits(a - b, p),
     "the sign is flipped": lambda a, b, p: -soft_by_loop(a, b, p),
     "the labels are ignored": lambda a, b, p: F.softplus(b - a).mean(),
+    "so that p cancels": lambda a, b, p: -(p * F.logsigmoid(a - b) + (1 - p) * F.logsigmoid(a - b)).mean(),
+    "no gradient reaches": lambda a, b, p: soft_by_loop(a.detach(), b.detach(), p),
+    "its gradient on `second` is not": lambda a, b, p: soft_by_loop(a, b.detach(), p),
     "only one of two cases": lambda a, b, p: (p * F.softplus(b - a)).mean(),
     "the second case is subtracted": lambda a, b, p: (p * F.softplus(b - a) - (1 - p) * F.softplus(a - b)).mean(),
     "the shares are swapped": lambda a, b, p: soft_by_loop(b, a, p),

@@ -135,10 +135,12 @@ PAID_CHOICE = {
     ),
     "the logarithm is missing": lambda z, a, y: -(chosen(z, a) * (one(a, y) - others(one(a, y)))).mean(),
     "no gradient reaches": lambda z, a, y: paid_by_loop(z.detach(), a, y),
+    "its gradient on `logits` is not": lambda z, a, y: paid_by_loop(torch.cat([z[:, :1].detach(), z[:, 1:]], 1), a, y),
     "expected\n": lambda z, a, y: paid_by_loop(z, a, y) * len(a),
     "must be (), got (6,)": lambda z, a, y: F.cross_entropy(z, a, reduction="none"),
 }
 
+KIND = {"cheapest_label": "integer"}  # where right numbers of another kind are refused
 EXERCISES = {
     "class_f1": ("10.1", CLASS_F1),
     "cheapest_label": ("10.2", CHEAPEST_LABEL),

@@ -132,6 +132,8 @@ IPO_LOSS = {
     "does not multiply the gap": lambda w, l, rw, rl, tau: ((tau * gap(w, l, rw, rl) - 1 / (2 * tau)) ** 2).mean(),
     "the sum over the pairs": lambda w, l, rw, rl, tau: ((gap(w, l, rw, rl) - 1 / (2 * tau)) ** 2).sum(),
     "averaged first": lambda w, l, rw, rl, tau: (gap(w, l, rw, rl) - 1 / (2 * tau)).mean() ** 2,
+    "no gradient reaches": lambda w, l, rw, rl, tau: ipo_by_loop(w.detach(), l.detach(), rw, rl, tau),
+    "its gradient on `rejected` is not": lambda w, l, rw, rl, tau: ipo_by_loop(w, l.detach(), rw, rl, tau),
     "must be (), got (5,)": lambda w, l, rw, rl, tau: (gap(w, l, rw, rl) - 1 / (2 * tau)) ** 2,
     "expected\n": lambda w, l, rw, rl, tau: ipo_by_loop(w, l, rw, rl, tau) / 2,
 }
@@ -160,7 +162,7 @@ PRICED_LOSS = {
     "without its half": lambda lp, ref, s, b: (-s * lp + b * (lp - ref) ** 2).mean(),
     "must be (), got (4,)": lambda lp, ref, s, b: -paid(lp, ref, s, b) * lp,
     "something was detached": lambda lp, ref, s, b: -(paid(lp, ref, s, b) * lp.detach()).mean(),
-    "expected\n": lambda lp, ref, s, b: -(paid(lp, ref, s, b) * lp).mean() / 3,
+    "gradient on logprobs: expected\n": lambda lp, ref, s, b: -(paid(lp, ref, s, b) * lp).mean() / 3,
 }
 
 EXERCISES = {
