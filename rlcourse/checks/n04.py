@@ -138,8 +138,7 @@ def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
     def expected(pi: list[float], y: int, v: int) -> float:
         return sum(pi[a] * (a == y) * slope(pi, a, v) for a in range(5))  # every guess, listed
 
-    columns = [[math.exp(x) / sum(map(math.exp, column)) for x in column] for column in logits.T.tolist()]
-    down = [list(row) for row in zip(*columns)]  # a softmax over the states
+    down = list(zip(*([math.exp(x) / sum(map(math.exp, z)) for x in z] for z in logits.T.tolist())))  # over the states
     verdict(
         fn,
         (logits, targets),
@@ -177,13 +176,8 @@ def check_next_token_gradient(fn: Callable, draw: Draw) -> None:
             ),
         },
     )
-    low = targets % 4
-    demand(
-        fn,
-        (logits, low),
-        table(expected, low),
-        "one_hot needs the vocabulary size: it took the largest token of the batch",
-    )
+    low, named = targets % 4, "one_hot needs the vocabulary size: it took the largest token of the batch"
+    demand(fn, (logits, low), table(expected, low), named)
 
 
 @exercise("04.4")

@@ -121,16 +121,15 @@ def check_clipped_surrogate_loss(fn: Callable, draw: Draw) -> None:
     def clip(r: float, eps: float = clip_eps) -> float:
         return min(max(r, 1 - eps), 1 + eps)
 
-    def total(term=lambda r, a: min(r * a, clip(r) * a), counted: bool = True, over: float | None = None) -> Tensor:
+    def surrogate(r: float, a: float) -> float:
+        return min(r * a, clip(r) * a)
+
+    def total(term=surrogate, counted: bool = True, over: float | None = None) -> Tensor:
         columns = ratio.flatten().tolist(), advantages.flatten().tolist(), mask.flatten().tolist()
         terms = [term(r, a) for r, a, m in zip(*columns) if m or not counted]
         return torch.tensor(-sum(terms) / (over or len(terms)))
 
-    def surrogate(r: float, a: float) -> float:
-        return min(r * a, clip(r) * a)
-
-    cells = list(zip(ratio.tolist(), advantages.tolist(), lengths))
-    rows = [[surrogate(*pair) for pair in list(zip(r, a))[:n]] for r, a, n in cells]
+    rows = [list(map(surrogate, r[:n], a[:n])) for r, a, n in zip(ratio.tolist(), advantages.tolist(), lengths)]
     logprobs = old_logprobs + ratio.log()
     verdict(
         fn,
@@ -142,9 +141,9 @@ def check_clipped_surrogate_loss(fn: Callable, draw: Draw) -> None:
                 counted=False, over=sum(lengths)
             ),
             "divided by the number of rows: the mean is over the counted actions": total(over=len(lengths)),
-            "a mean of each row's mean: every counted action weighs the same": torch.tensor(
-                -sum(sum(row) / len(row) for row in rows) / len(rows)
-            ),
+            "a mean of each row's mean: every counted action weighs the same": -torch.tensor(
+                [sum(row) / len(row) for row in rows]
+            ).mean(),
             "max instead of min: an action that became likelier although it was bad is no longer punished": total(
                 lambda r, a: max(r * a, clip(r) * a)
             ),
