@@ -137,9 +137,7 @@ def check_clipped_surrogate_loss(fn: Callable, draw: Draw) -> None:
         total(),
         {
             "the ratio is upside down: new over old": total(lambda r, a: surrogate(1 / r, a)),
-            "the actions after the end are in the sum, though not in the count": total(
-                counted=False, over=sum(lengths)
-            ),
+            "actions after the end are in the sum, though not in the count": total(counted=False, over=sum(lengths)),
             "divided by the number of rows: the mean is over the counted actions": total(over=len(lengths)),
             "a mean of each row's mean: every counted action weighs the same": -torch.tensor(
                 [sum(row) / len(row) for row in rows]
