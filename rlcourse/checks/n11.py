@@ -113,6 +113,12 @@ def check_double_estimate(fn: Callable, draw: Draw) -> None:
                 table(first, first) + table(second, second)
             )
             / 2,
+            "the average chooses: the second set had a say in the choice, so some of the bias stays": table(
+                first + second, second
+            ),
+            "this is the smaller of two maxima: each of them still chooses and judges by the same numbers": (
+                torch.minimum(table(first, first), table(second, second))
+            ),
             "the worst action was chosen": table(-first, second),
             "these are the numbers of the actions, not what they are worth": torch.tensor(
                 [float(c.index(max(c))) for c in first.tolist()]

@@ -71,10 +71,12 @@ DOUBLE_ESTIMATE = {
     "the roles are exchanged": lambda a, b: torch.gather(a, 1, b.argmax(1, keepdim=True)).squeeze(1),
     "averaging first": lambda a, b: ((a + b) / 2).max(1).values,
     "mean of two maxima": lambda a, b: (a.max(1).values + b.max(1).values) / 2,
+    "the average chooses": lambda a, b: torch.gather(b, 1, (a + b).argmax(1, keepdim=True)).squeeze(1),
+    "the smaller of two maxima": lambda a, b: torch.minimum(a.max(1).values, b.max(1).values),
     "the worst action was chosen": lambda a, b: torch.gather(b, 1, a.argmin(1, keepdim=True)).squeeze(1),
     "the numbers of the actions": lambda a, b: a.argmax(1).float(),
     "must be (6,), got (4,)": lambda a, b: torch.gather(b, 0, a.argmax(0, keepdim=True)).squeeze(0),
-    "expected\n": lambda a, b: torch.minimum(a.max(1).values, b.max(1).values),
+    "expected\n": lambda a, b: -torch.gather(b, 1, a.argmax(1, keepdim=True)).squeeze(1),
 }
 
 
