@@ -68,6 +68,12 @@ def check_gated_scores(fn: Callable, draw: Draw) -> None:
             "all scores are cut off at `otherwise`, instead of only those of blocked texts": table(
                 lambda s, p: min(s, otherwise)
             ),
+            "a blocked text gets `otherwise` whatever its score was: one that was still lower keeps it in yours": table(
+                lambda s, p: s if p else min(s, otherwise)
+            ),
+            "a blocked text gets `otherwise` whatever its score was: one that was higher keeps it in yours": table(
+                lambda s, p: s if p else max(s, otherwise)
+            ),
         },
     )
 

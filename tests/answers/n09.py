@@ -38,6 +38,8 @@ GATED_SCORES = {
     "the gate is inverted": lambda s, p, other: torch.where(p.bool(), torch.tensor(other), s),
     "the filter is ignored": lambda s, p, other: s,
     "all scores are cut off": lambda s, p, other: s.clamp(max=other),
+    "one that was still lower keeps it": lambda s, p, other: torch.where(p > 0, s, s.clamp(max=other)),
+    "one that was higher keeps it": lambda s, p, other: torch.where(p > 0, s, s.clamp(min=other)),
     "must be (5,), got (2,)": lambda s, p, other: s[p == 1],
     "expected\n": lambda s, p, other: torch.where(p.bool(), s, torch.tensor(0.5)),
 }
