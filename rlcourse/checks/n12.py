@@ -87,8 +87,8 @@ def check_best_of_n(fn: Callable, draw: Draw) -> None:
         winners = [i for i in draw if points[i] == best(points[k] for k in draw)]
         return {i: winners.count(i) / len(winners) for i in winners}
 
-    def first(draw: list[int]) -> dict[int, float]:
-        return {min(set(draw), key=lambda i: (-points[i], i)): 1.0}
+    def by_place(sign: int) -> Callable[[list[int]], dict[int, float]]:
+        return lambda draw: {max(draw, key=lambda i: (points[i], sign * i)): 1.0}
 
     def equal_parts(draw: list[int]) -> dict[int, float]:
         level = [i for i in range(N) if points[i] == max(points[k] for k in draw)]
@@ -97,13 +97,15 @@ def check_best_of_n(fn: Callable, draw: Draw) -> None:
     below = [sum(q for q, s in zip(chances, points) if s < own) for own in points]
     upto = [sum(q for q, s in zip(chances, points) if s <= own) for own in points]
     slope = torch.tensor([q * n * f ** (n - 1) for q, f in zip(chances, upto)])
+    ties = "F and F_below belong to the score, not to the place after sorting"
     verdict(
         fn,
         (p, scores, n),
         listed(drawn),
         {
             "this is the worst of n": listed(lambda draw: drawn(draw, min)),
-            "texts of equal score are not put in order: the lowest number wins all draws in yours": listed(first),
+            f"of texts of equal score the first in the list wins: {ties}": listed(by_place(-1)),
+            f"of texts of equal score the last in the list wins: {ties}": listed(by_place(1)),
             "texts of equal score share equally in yours: the likelier one is drawn more often": listed(equal_parts),
             "each text gets the probability of its whole level: share it out in proportion": torch.tensor(
                 [f**n - b**n for f, b in zip(upto, below)]
@@ -117,7 +119,7 @@ def check_best_of_n(fn: Callable, draw: Draw) -> None:
             "the division by F - F_below is missing": torch.tensor(
                 [q * (f**n - b**n) for q, f, b in zip(chances, upto, below)]
             ),
-            "n * p * F^(n-1) holds only where every text is rare": slope,
+            "n * p * F^(n-1) holds only if no two texts score the same and each one is rare": slope,
             "divided so that it sums to 1, but the distribution is another": slope / slope.sum(),
             "this is the probability that the text is among the n, not that it is the best": torch.tensor(
                 [1 - (1 - q) ** n for q in chances]

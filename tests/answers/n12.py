@@ -67,11 +67,11 @@ def kept_by_loop(p, scores, n):
 
 
 def in_order(p, scores, n):
-    """Sorted by score, and among equals by number, so that nothing is ever equal."""
-    place = torch.argsort(scores + torch.arange(len(p)).flip(0) * 1e-3)
-    F = p[place].cumsum(0)
+    """Sorted by score, summed up, and the difference taken, as if no two texts ever scored the same."""
+    order = torch.argsort(scores, stable=True)
+    F = p[order].cumsum(0)
     result = torch.zeros_like(p)
-    result[place] = F**n - (F - p[place]) ** n
+    result[order] = torch.diff(F**n, prepend=torch.zeros(1))
     return result
 
 
@@ -88,13 +88,14 @@ BEST_OF_N = {
     "right": kept,
     "right too": kept_by_loop,
     "the worst of n": lambda p, s, n: kept(p, -s, n),
-    "the lowest number wins": in_order,
+    "the last in the list wins": in_order,
+    "the first in the list wins": lambda p, s, n: in_order(p.flip(0), s.flip(0), n).flip(0),
     "share equally": equal_parts,
     "the probability of its whole level": lambda p, s, n: levels(p, s)[0] ** n - levels(p, s)[1] ** n,
     "F^n alone": lambda p, s, n: levels(p, s)[0] ** n,
     "p * F^n does not sum to 1": lambda p, s, n: p * levels(p, s)[0] ** n,
     "the division by F - F_below is missing": lambda p, s, n: p * (levels(p, s)[0] ** n - levels(p, s)[1] ** n),
-    "only where every text is rare": slope,
+    "and each one is rare": slope,
     "divided so that it sums to 1": lambda p, s, n: slope(p, s, n) / slope(p, s, n).sum(),
     "is among the n": lambda p, s, n: 1 - (1 - p) ** n,
     "nothing has changed": lambda p, s, n: p,
