@@ -29,11 +29,14 @@ def check_td_targets(fn: Callable, draw: Draw) -> None:
         {
             "the end is ignored: after a text's last token nothing more is earned": table(max, lambda done: 1.0),
             "dones is inverted: 1 means that the text is over": table(max, lambda done: done),
-            "this is the mean over the next actions: what counts is the best one": table(
+            "this is the mean over the next tokens: what counts is the best one": table(
                 lambda row: sum(row) / 3, alive
             ),
             "gamma is missing: what comes a step later counts gamma times": table(max, alive, g=1.0),
             "the reward of the step itself is missing": table(max, alive, pay=0.0),
+            "the reward of a text's last token is lost: where it is done only the future drops out": (
+                table(max, alive) * torch.tensor([alive(done) for done in dones.tolist()])
+            ),
             "the sign of the future is flipped: it is added to the reward": table(max, alive, g=-gamma),
             "the smallest next value instead of the largest: was there a minus too many?": table(min, alive),
             "this looks for the largest value in the whole batch, not in each row": table(
@@ -45,7 +48,7 @@ def check_td_targets(fn: Callable, draw: Draw) -> None:
 
 @exercise("11.2")
 def check_epsilon_greedy(fn: Callable, draw: Draw) -> None:
-    """Exercise 11.2: fn(q [N, V], epsilon) -> probabilities [N, V]; actions that are equally good share."""
+    """Exercise 11.2: fn(q [N, V], epsilon) -> probabilities [N, V]; tokens that are equally good share."""
     V, epsilon = 4, draw.number(0.1, 0.3)
     rows = [[1, 3, 2, 0], [2, 2, -1, 0], [0, -1, -2, -3], [1, 1, 1, -2]][: draw.size(3)]
     q = draw.tensor(draw.shuffled([draw.shuffled(row) for row in rows])) * draw.number(0.5, 1)
@@ -59,31 +62,31 @@ def check_epsilon_greedy(fn: Callable, draw: Draw) -> None:
             rows.append([any_ + (best * part if i in top else other) for i in range(V)])
         return torch.tensor(rows)
 
+    softmax = torch.stack([row.exp() / row.exp().sum() for row in q])
     verdict(
         fn,
         (q, epsilon),
         table(1 - epsilon, 0.0, epsilon / V),
         {
-            "the best action is missing among 'any action': exploring draws from all V, the best one too": table(
+            "the best token is missing among 'any token': exploring draws from all V, the best one too": table(
                 1 - epsilon, epsilon / (V - 1), 0.0, "first"
             ),
             "this looks for the largest value in the whole batch, not in each row": torch.stack(
                 [(1 - epsilon) * (row == q.max()).float() + epsilon / V for row in q]
             ),
-            "of equally good actions only the first gets the greedy part": table(
-                1 - epsilon, 0.0, epsilon / V, "first"
-            ),
-            "a row does not sum to 1: equally good actions must share one greedy part": table(
+            "of equally good tokens only the first gets the greedy part": table(1 - epsilon, 0.0, epsilon / V, "first"),
+            "a row does not sum to 1: equally good tokens must share one greedy part": table(
                 1 - epsilon, 0.0, epsilon / V, "each"
             ),
             "epsilon and 1 - epsilon are exchanged": table(epsilon, 0.0, (1 - epsilon) / V),
             "nothing is ever explored: where is epsilon?": table(1.0, 0.0, 0.0),
-            "a row does not sum to 1: exploring spreads epsilon over V actions, epsilon / V each": table(
+            "a row does not sum to 1: exploring spreads epsilon over V tokens, epsilon / V each": table(
                 1 - epsilon, 0.0, epsilon
             ),
-            "the worst action is taken for the best": _greedy_by_loop(-q, epsilon),
-            "this is a softmax: it prefers good actions gradually; epsilon-greedy asks only which is best": torch.stack(
-                [row.exp() / row.exp().sum() for row in q]
+            "the worst token is taken for the best": _greedy_by_loop(-q, epsilon),
+            "this is a softmax: it prefers good tokens gradually; epsilon-greedy asks only which is best": softmax,
+            "a softmax gives out 1 - epsilon in yours: epsilon-greedy gives it to the best only": (
+                (1 - epsilon) * softmax + epsilon / V
             ),
         },
     )
@@ -119,8 +122,8 @@ def check_double_estimate(fn: Callable, draw: Draw) -> None:
             "this is the smaller of two maxima: each of them still chooses and judges by the same numbers": (
                 torch.minimum(table(first, first), table(second, second))
             ),
-            "the worst action was chosen": table(-first, second),
-            "these are the numbers of the actions, not what they are worth": torch.tensor(
+            "the worst token was chosen": table(-first, second),
+            "these are the numbers of the tokens, not what they are worth": torch.tensor(
                 [float(c.index(max(c))) for c in first.tolist()]
             ),
         },
@@ -133,12 +136,14 @@ def check_text_targets(fn: Callable, draw: Draw) -> None:
     mask, lengths = draw.prefixes(4, 2, 3)
     target_q, rewards, gamma = draw.randn(*mask.shape, 3), draw.randn(*mask.shape), draw.number(0.7, 0.95)
 
-    def table(look_at: Callable[[int, int], int | None], masked: bool = True, value: Callable = max) -> Tensor:
+    def table(
+        look_at: Callable[[int, int], int | None], masked: bool = True, value: Callable = max, g: float = gamma
+    ) -> Tensor:
         rows = torch.zeros(mask.shape)
         for b, n in enumerate(lengths):
             for t in range(n if masked else 4):
                 at = look_at(t, n)
-                rows[b, t] = rewards[b, t] + (0.0 if at is None else gamma * value(target_q[b, at].tolist()))
+                rows[b, t] = rewards[b, t] + (0.0 if at is None else g * value(target_q[b, at].tolist()))
         return rows
 
     def following(t: int, n: int) -> int | None:
@@ -165,6 +170,9 @@ def check_text_targets(fn: Callable, draw: Draw) -> None:
             "what is masked must be 0: nothing was chosen there": table(following, masked=False),
             "the mean over the next tokens instead of the best": table(following, value=lambda row: sum(row) / 3),
             "no bootstrap: the value of the next state is missing": table(lambda t, n: None),
+            "gamma is missing: what comes a step later counts gamma times": table(following, g=1.0),
+            "the reward of the last token is lost: only the future drops out there": table(following)
+            * torch.tensor([[float(t + 1 < n) for t in range(4)] for n in lengths]),
         },
     )
 

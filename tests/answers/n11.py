@@ -26,7 +26,8 @@ TD_TARGETS = {
     "the smallest next value": lambda r, q, d, g: r + g * (1 - d) * q.min(dim=1)[0],
     "in the whole batch": lambda r, q, d, g: r + g * (1 - d) * q.max(),
     "must be (5,), got (5, 3)": lambda r, q, d, g: r[:, None] + g * (1 - d)[:, None] * q,
-    "expected\n": lambda r, q, d, g: (r + g * best(q)) * (1 - d),
+    "last token is lost": lambda r, q, d, g: (r + g * best(q)) * (1 - d),
+    "expected\n": lambda r, q, d, g: -targets_by_loop(r, q, d, g),
 }
 
 
@@ -50,15 +51,16 @@ def ties(q):
 EPSILON_GREEDY = {
     "right": greedy_by_loop,
     "right too": lambda q, e: (1 - e) * ties(q) / ties(q).sum(1, keepdim=True) + e / q.shape[1],
-    "the best action is missing": lambda q, e: (1 - e) * first_best(q) + e * (1 - first_best(q)) / (q.shape[1] - 1),
+    "the best token is missing": lambda q, e: (1 - e) * first_best(q) + e * (1 - first_best(q)) / (q.shape[1] - 1),
     "only the first gets": lambda q, e: (1 - e) * first_best(q) + e / q.shape[1],
     "must share one greedy part": lambda q, e: (1 - e) * ties(q) + e / q.shape[1],
     "are exchanged": lambda q, e: greedy_by_loop(q, 1 - e),
     "in the whole batch": lambda q, e: (1 - e) * (q == q.max()).float() + e / q.shape[1],
     "nothing is ever explored": lambda q, e: ties(q) / ties(q).sum(1, keepdim=True),
     "epsilon / V each": lambda q, e: (1 - e) * ties(q) / ties(q).sum(1, keepdim=True) + e,
-    "the worst action": lambda q, e: greedy_by_loop(-q, e),
+    "the worst token": lambda q, e: greedy_by_loop(-q, e),
     "this is a softmax": lambda q, e: torch.softmax(q, 1),
+    "a softmax gives out": lambda q, e: (1 - e) * q.softmax(1) + e / q.shape[1],
     "must be (3, 4), got (3,)": lambda q, e: q.argmax(1),
     "expected\n": lambda q, e: ties(q.T).T,
 }
@@ -73,8 +75,8 @@ DOUBLE_ESTIMATE = {
     "mean of two maxima": lambda a, b: (a.max(1).values + b.max(1).values) / 2,
     "the average chooses": lambda a, b: torch.gather(b, 1, (a + b).argmax(1, keepdim=True)).squeeze(1),
     "the smaller of two maxima": lambda a, b: torch.minimum(a.max(1).values, b.max(1).values),
-    "the worst action was chosen": lambda a, b: torch.gather(b, 1, a.argmin(1, keepdim=True)).squeeze(1),
-    "the numbers of the actions": lambda a, b: a.argmax(1).float(),
+    "the worst token was chosen": lambda a, b: torch.gather(b, 1, a.argmin(1, keepdim=True)).squeeze(1),
+    "the numbers of the tokens": lambda a, b: a.argmax(1).float(),
     "must be (6,), got (4,)": lambda a, b: torch.gather(b, 0, a.argmax(0, keepdim=True)).squeeze(0),
     "expected\n": lambda a, b: -torch.gather(b, 1, a.argmax(1, keepdim=True)).squeeze(1),
 }
@@ -109,6 +111,10 @@ TEXT_TARGETS = {
         (r + g * torch.nn.functional.pad((q.mean(-1) * m)[:, 1:], (0, 1))) * m
     ),
     "no bootstrap": lambda q, r, m, g: r * m,
+    "gamma is missing": lambda q, r, m, g: text_targets_by_loop(q, r, m, 1.0),
+    "last token is lost": lambda q, r, m, g: torch.nn.functional.pad(
+        ((r[:, :-1] + g * q[:, 1:].amax(-1)) * m[:, 1:]), (0, 1)
+    ),
     "must be (3, 4), got (3, 3)": lambda q, r, m, g: text_targets_by_loop(q, r, m, g)[:, :-1],
     "expected\n": lambda q, r, m, g: -text_targets_by_loop(q, r, m, g),
 }
