@@ -37,6 +37,7 @@ def check_f_score(fn: Callable, draw: Draw) -> None:
             "beta stands on the wrong side: above 1 it must favour recall": table(
                 lambda p, r: (1 + beta**2) * p * r / (beta**2 * r + p)
             ),
+            "the factor 1 + beta^2 above is missing": table(lambda p, r: p * r / (beta**2 * p + r)),
             "beta is not squared": table(f(beta)),
             "beta is ignored: this is F1": table(f(1.0)),
         },
@@ -96,14 +97,24 @@ def check_blocked_logprobs(fn: Callable, draw: Draw) -> None:
     def allowed(z: float, out: bool) -> float | None:
         return None if out else z
 
+    def along(axis: int) -> Tensor:
+        """The chosen logits less the log of the sum along another axis."""
+        log_z = logits.exp().sum(axis, keepdim=True).log().expand(logits.shape)
+        rows = [[(logits - log_z)[b, t, actions[b, t]].item() for t in range(3)] for b in range(B)]
+        return torch.tensor(rows)
+
+    right = table(allowed, lambda z, log_z: z - log_z)
+    unblocked = table(lambda z, out: z, lambda z, log_z: z - log_z)
     verdict(
         fn,
         (logits, actions, blocked),
-        table(allowed, lambda z, log_z: z - log_z),
+        right,
         {
-            "the block is ignored, or comes after the softmax: what is left must sum to 1 again": table(
-                lambda z, out: z, lambda z, log_z: z - log_z
-            ),
+            "the block is ignored, or comes after the softmax: what is left must sum to 1 again": unblocked,
+            "the allowed ones must become likelier: log(1 - blocked mass) is subtracted": 2 * unblocked - right,
+            "the softmax runs over the vocabulary, the last axis; in yours over the places": along(1),
+            "the softmax runs over the vocabulary, the last axis; in yours over the texts": along(0),
+            "every allowed token is banned: True in `blocked` means that it must not be said": right - torch.inf,
             "a logit of 0 is no ban: exp(0) is 1, so the token keeps a share": table(
                 lambda z, out: 0.0 if out else z, lambda z, log_z: z - log_z
             ),
@@ -137,6 +148,7 @@ def check_coverage_score(fn: Callable, draw: Draw) -> None:
             "bounded too late: a second mention of one fact stands in for another that is missing": table(
                 lambda row: min(1.0, sum(row) / len(row))
             ),
+            "a fact that is said twice is still there": table(lambda row: sum(n == 1 for n in row) / len(row)),
             "one fact is enough in yours: each must add its share": table(lambda row: float(max(row) > 0)),
             "all or nothing: three facts of four are worth something": table(lambda row: float(min(row) > 0)),
             "not divided by the number of required facts": table(lambda row: float(sum(n > 0 for n in row))),

@@ -19,6 +19,7 @@ F_SCORE = {
     "this is precision alone": lambda m, n, k, beta: m / n,
     "this is the plain average": lambda m, n, k, beta: (m / n + m / k) / 2,
     "beta stands on the wrong side": lambda m, n, k, beta: (1 + beta**2) * m / (beta**2 * n + k),
+    "the factor 1 + beta^2": lambda m, n, k, beta: m / (beta**2 * k + n),
     "beta is not squared": lambda m, n, k, beta: (1 + beta) * m / (beta * k + n),
     "beta is ignored": lambda m, n, k, beta: 2 * m / (k + n),
     "must be (5,), got ()": lambda m, n, k, beta: f_by_loop(m, n, k, beta).mean(),
@@ -62,6 +63,12 @@ BLOCKED_LOGPROBS = {
     "right": blocked_by_loop,
     "right too": lambda z, a, out: chosen(torch.log_softmax(torch.where(out, -torch.inf, z), 2), a),
     "the block is ignored": lambda z, a, out: chosen(torch.log_softmax(z, 2), a),
+    "must become likelier": lambda z, a, out: (
+        chosen(torch.log_softmax(z, 2), a) + torch.log(1 - torch.softmax(z, 2)[..., out].sum(2))
+    ),
+    "in yours over the places": lambda z, a, out: chosen(torch.log_softmax(z.masked_fill(out, -torch.inf), 1), a),
+    "in yours over the texts": lambda z, a, out: chosen(torch.log_softmax(z.masked_fill(out, -torch.inf), 0), a),
+    "every allowed token is banned": lambda z, a, out: chosen(torch.log_softmax(z.masked_fill(~out, -torch.inf), 2), a),
     "a logit of 0 is no ban": lambda z, a, out: chosen(torch.log_softmax(z * ~out, 2), a),
     "the mask is inverted": lambda z, a, out: chosen(z - torch.logsumexp(z[..., out], 2, keepdim=True), a),
     "these are probabilities": lambda z, a, out: blocked_by_loop(z, a, out).exp(),
@@ -80,6 +87,7 @@ COVERAGE_SCORE = {
     "right too": lambda counts: counts.clamp(max=1).mean(1),
     "mentions are counted": lambda counts: counts.mean(1),
     "bounded too late": lambda counts: counts.mean(1).clamp(max=1),
+    "said twice is still there": lambda counts: (counts == 1).float().mean(1),
     "one fact is enough": lambda counts: (counts.sum(1) > 0).float(),
     "all or nothing": lambda counts: (counts > 0).all(1).float(),
     "not divided": lambda counts: (counts > 0).sum(1).float(),
