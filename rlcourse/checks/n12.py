@@ -50,6 +50,9 @@ def check_group_advantages(fn: Callable, draw: Draw) -> None:
             "one mean and one standard deviation over the whole batch: a group is compared with itself": table(
                 lambda score, row: (score - statistics.fmean(everything)) / statistics.stdev(everything)
             ),
+            "the mean is that of the group, but the standard deviation that of the batch": table(
+                lambda score, row: (score - statistics.fmean(row)) / statistics.stdev(everything)
+            ),
             "the groups are taken apart: the members of a group stand side by side": across,
             "the mean and the standard deviation run along the wrong dimension: a row is a group": torch.stack(
                 wrong_way, 1
@@ -181,9 +184,11 @@ def check_priced_loss(fn: Callable, draw: Draw) -> None:
     def gradient(*args) -> Tensor:
         return gradients(fn, args, of=(0,))[1]
 
+    ratios = (logprobs - ref_logprobs).tolist()
+    paid = [score - beta * d for d, score in zip(ratios, scores.tolist())]
+
     def table(one: Callable[[float, float], float]) -> Tensor:
-        d = (logprobs - ref_logprobs).tolist()
-        return torch.tensor([one(x, score) / N for x, score in zip(d, scores.tolist())])
+        return torch.tensor([one(d, score) / N for d, score in zip(ratios, scores.tolist())])
 
     verdict(
         fn,
@@ -213,6 +218,10 @@ def check_priced_loss(fn: Callable, draw: Draw) -> None:
             )
             + torch.tensor([beta * x / N for x in logprobs.tolist()]),
             "the sum over the texts, not their mean": N * table(lambda d, score: -(score - beta * d)),
+            "each text pays its own log-ratio, not the mean of the batch": table(
+                lambda d, score: -(score - beta * statistics.fmean(ratios))
+            ),
+            "the task asks for no baseline": torch.tensor([(statistics.fmean(paid) - x) / N for x in paid]),
             "kl_coef is ignored: the whole log-ratio is paid": table(lambda d, score: -(score - d)),
             "k2 without its half: the price is paid twice": table(lambda d, score: -(score - 2 * beta * d)),
         },

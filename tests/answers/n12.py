@@ -30,6 +30,7 @@ GROUP_ADVANTAGES = {
     "divided by the variance": lambda s, G: scaled(s, G, lambda g: g.var(1, keepdim=True) + 1e-6),
     "is over G here": lambda s, G: scaled(s, G, lambda g: g.std(1, correction=0, keepdim=True) + 1e-6),
     "over the whole batch": lambda s, G: (s - s.mean()) / s.std(),
+    "the standard deviation that of the batch": lambda s, G: scaled(s, G, lambda g: g.std()),
     "the groups are taken apart": lambda s, G: (
         (s.view(G, -1) - s.view(G, -1).mean(0)) / (s.view(G, -1).std(0) + 1e-6)
     ).flatten(),
@@ -159,6 +160,8 @@ PRICED_LOSS = {
     "the sign of the whole": lambda lp, ref, s, b: (paid(lp, ref, s, b) * lp).mean(),
     "the price carries gradient": lambda lp, ref, s, b: -((s - b * (lp - ref)) * lp).mean(),
     "the sum over the texts": lambda lp, ref, s, b: -(paid(lp, ref, s, b) * lp).sum(),
+    "each text pays its own": lambda lp, ref, s, b: -((s - b * (lp - ref).mean()).detach() * lp).mean(),
+    "no baseline": lambda lp, ref, s, b: -((paid(lp, ref, s, b) - paid(lp, ref, s, b).mean()) * lp).mean(),
     "kl_coef is ignored": lambda lp, ref, s, b: -(paid(lp, ref, s, 1.0) * lp).mean(),
     "without its half": lambda lp, ref, s, b: (-s * lp + b * (lp - ref) ** 2).mean(),
     "must be (), got (4,)": lambda lp, ref, s, b: -paid(lp, ref, s, b) * lp,
