@@ -17,7 +17,6 @@ from sphinx import addnodes
 ROOT = Path(__file__).parents[1]
 
 project = "rlcourse"
-author = "the rlcourse authors"
 language = "en"
 suppress_warnings = ["myst.header"]  # solutions quote the lessons' "### Exercise" under their own "#"
 extensions = ["myst_nb"]
@@ -46,6 +45,7 @@ html_css_files = ["site.css"]
 html_favicon = "static/favicon.svg"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 # One file of MathJax 3.2.2 (Apache licence 2.0) that needs no other; MathJax 4 fetches glyphs from a network.
 (MATHJAX,) = [f for f in importlib.metadata.files("sphinx-mathjax-offline") if f.name == "tex-svg-full.js"]
 mathjax_path = MATHJAX.name
