@@ -86,6 +86,9 @@ ENDLESS = {
         except BaseException:
             pass""",
 }
+SHORT = {  # the project's run, as long as a test needs
+    "settings": "my_settings = dict(seeds=2, iterations=2, batch=8, new_tokens=8, kl_coef=0.05, learning_rate=3e-4)"
+}
 PATCHES = """import builtins
 import os
 import subprocess
@@ -155,6 +158,12 @@ def grades(course: Path, assignment: str, student: str) -> dict[str, float | Non
         return {grade.name: grade.auto_score for grade in found}
 
 
+def errors(course: Path, student: str) -> dict[str, str]:
+    """Cell of problem set 1 -> what its test said, where it failed."""
+    cells = read(course / f"autograded/{student}/ps1/ps1.ipynb").cells
+    return {grade_id(c): o.evalue for c in cells for o in c.get("outputs", []) if o.output_type == "error"}
+
+
 def grade_id(cell) -> str:
     return cell.metadata.get("nbgrader", {}).get("grade_id", "")
 
@@ -205,12 +214,11 @@ def problem_set_1(course) -> Path:
         tampered=tampered(wrong),
         patched=with_cell(with_answers(wrong, dict(score=YES)), PATCHES),
         endless=with_cell(with_answers(right, ENDLESS), "while True:\n    pass"),
-        borrowed=with_answers(right, BORROWED),
-        exits=with_cell(right, "import os\n\nos._exit(0)"),
+        borrowed=with_cell(with_answers(right, BORROWED), "import os\n\nos._exit(0)"),  # and ends the kernel
     )
     for student, notebook in submissions.items():
         hand_in(course, "ps1", student, notebook)
-    run_nbgrader(course, "autograde", "ps1", "--GradeApart.timeout=15", "--GradeApart.call_seconds=3")
+    run_nbgrader(course, "autograde", "ps1", "--GradeApart.timeout=5", "--GradeApart.call_seconds=3")
     return course
 
 
@@ -231,7 +239,6 @@ EXPECTED = dict(
     patched=earned("ps1", **NOTHING),
     endless=earned("ps1", togo=0, baseline=0),
     borrowed=earned("ps1", togo=0, loss=0),
-    exits=earned("ps1"),
 )
 
 
@@ -241,14 +248,15 @@ def test_every_cell_of_every_submission_gets_its_points(problem_set_1, student):
     """Right, half-right, wrong and empty ones; and those that attack the tests, loop, borrow or pull the plug."""
     found = grades(problem_set_1, "ps1", student)
     in_words = {cell: found.pop(cell) for cell in IN_WORDS["ps1"]}
-    assert found == EXPECTED[student]
+    assert found == EXPECTED[student], errors(problem_set_1, student)
     assert in_words == dict.fromkeys(in_words, 0 if student == "empty" else None), "words are graded by people"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("assignment", ["ps2", "project"])
 def test_the_right_and_the_empty_submission(course, assignment):
-    hand_in(course, assignment, "right", read(course / f"source/{assignment}/{assignment}.ipynb"))
+    right = with_answers(read(course / f"source/{assignment}/{assignment}.ipynb"), SHORT)
+    hand_in(course, assignment, "right", right)
     hand_in(course, assignment, "empty", read(course / f"release/{assignment}/{assignment}.ipynb"))
     run_nbgrader(course, "autograde", assignment, "--GradeApart.timeout=600")
     words = IN_WORDS[assignment]

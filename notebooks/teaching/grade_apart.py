@@ -15,9 +15,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
+import psutil
 import torch
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
@@ -28,23 +30,25 @@ from traitlets import Float, List, Unicode
 from worker import receive, send
 
 WORKER = Path(__file__).with_name("worker.py")
-START_SECONDS, GRACE_SECONDS = 120, 2
+START_SECONDS, GRACE_SECONDS = 60, 2
+PATIENCE = 6  # times as long by the clock as in processor time, for a busy machine or one who sleeps
 
 
 class Submission:
-    """The worker process of one submission: started when first asked, and again after it had to be ended.
+    """The worker process of one submission: launched beforehand or when asked, and again after it had to be ended.
 
-    A cell that hung or ended the process is left out when it starts again; a function that did is not called again.
+    A cell that hung or ended the process is left out when it starts again, and a function that ended it is not called
+    again. Seconds are of the worker's processor time.
     """
 
     def __init__(self, cells: list[str], folder: str, closed_book: bool, cell_seconds: float, call_seconds: float):
         self.cells, self.folder, self.closed_book = list(cells), folder, closed_book
         self.cell_seconds, self.call_seconds = cell_seconds, call_seconds
-        self.process, self.fatal = None, set()
+        self.process, self.ready, self.fatal = None, False, set()
 
     def ask(self, *message):
         """What the worker answers; its error, or TimeoutError."""
-        if self.process is None:
+        if not self.ready:
             self._start()
         return self._ask(self.call_seconds, *message)
 
@@ -59,11 +63,14 @@ class Submission:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
             self.process.wait()
-            self.process = None
+        self.process, self.ready = None, False
 
     def _start(self) -> None:
-        while self.process is None:
-            self._launch()
+        while not self.ready:
+            if self.process is None:
+                self.launch()
+            self._answer(START_SECONDS)
+            self.ready = True
             for cell in list(self.cells):
                 try:
                     self._ask(self.cell_seconds, "run", cell)
@@ -72,13 +79,13 @@ class Submission:
                     if self.process is None:
                         break
 
-    def _launch(self) -> None:
+    def launch(self) -> None:
+        """Start the process without waiting for it."""
         command = [sys.executable, str(WORKER), "closed" if self.closed_book else "open"]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.process = subprocess.Popen(command, cwd=self.folder, start_new_session=True, **pipes)
         self.answers = queue.Queue()
         threading.Thread(target=_listen, args=(self.process.stdout, self.answers), daemon=True).start()
-        self._answer(START_SECONDS)
 
     def _ask(self, seconds: float, *message):
         try:
@@ -89,7 +96,7 @@ class Submission:
 
     def _answer(self, seconds: float):
         try:
-            answer = self.answers.get(timeout=seconds)
+            answer = self._wait(seconds)
         except queue.Empty:
             self._interrupt()
             raise TimeoutError(f"no answer within {seconds:g} seconds: an endless loop?") from None
@@ -105,6 +112,19 @@ class Submission:
                 raise RuntimeError(f"{kind}: {text}")
         self.stop()
         raise RuntimeError("the process of this submission ended by itself")
+
+    def _wait(self, seconds: float):
+        end, limit = time.monotonic() + PATIENCE * seconds, self._used() + seconds
+        while time.monotonic() < end and self._used() < limit:
+            with contextlib.suppress(queue.Empty):
+                return self.answers.get(timeout=0.2)
+        raise queue.Empty
+
+    def _used(self) -> float:
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(self.process.pid).cpu_times()
+            return times.user + times.system
+        return 0.0  # it has ended, and _listen says so
 
     def _interrupt(self) -> None:
         """As Ctrl-C would; where that does not help, the process is ended."""
@@ -189,21 +209,21 @@ class GradeApart(Execute):
     """Runs the student's cells in a kernel, and the tests apart from it."""
 
     closed_book = List(Unicode(), help="Assignments that are solved without importing rlcourse.").tag(config=True)
-    call_seconds = Float(5, help="Seconds that a call of a student's function may take.").tag(config=True)
+    call_seconds = Float(5, help="Seconds of processor time for a call of a student's function.").tag(config=True)
 
     def preprocess_cell(self, cell, resources, index):
         return (cell, resources) if is_test(cell) else super().preprocess_cell(cell, resources, index)
 
     def preprocess(self, nb, resources, km=None):
-        try:
-            super().preprocess(nb, resources, km)
-        except (DeadKernelError, CellTimeoutError) as error:
-            self.log.warning("The kernel ran no further, which the tests do not need: %s", error)
         cells = [c.source for c in nb.cells if c.cell_type == "code" and (not is_locked(c) or _is_setup(c))]
         closed = resources["nbgrader"]["assignment"] in self.closed_book
-        folder = resources["metadata"]["path"]
-        submission = Submission(cells, folder, closed, self.timeout, self.call_seconds)
+        submission = Submission(cells, resources["metadata"]["path"], closed, self.timeout, self.call_seconds)
         try:
+            submission.launch()  # it gets ready while the kernel runs
+            try:
+                super().preprocess(nb, resources, km)
+            except (DeadKernelError, CellTimeoutError) as error:
+                self.log.warning("The kernel ran no further, which the tests do not need: %s", error)
             names = submission.stand_ins()
             for cell in filter(is_test, nb.cells):
                 cell.outputs = run_test(cell, names)
