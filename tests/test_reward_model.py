@@ -86,7 +86,7 @@ def test_training_leaves_dropout_off(model):
 def test_texts_beyond_the_context_are_cut(model):
     start = "good " * 126
     long, longer = model.rate([start + "bad " * 200, start + "fine " * 300])
-    assert long == longer
+    assert long.item() == pytest.approx(longer.item(), rel=1e-5)  # rows of one batch may differ in the last digit
 
 
 def test_bad_texts_are_named(model):

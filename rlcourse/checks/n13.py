@@ -64,12 +64,15 @@ def check_price_paid(fn: Callable, draw: Draw) -> None:
     scores, log_ratio = draw.randn(B), draw.randn(*mask.shape) + 0.3
     rewards = -price * log_ratio * mask
     for b, n in enumerate(lengths):
-        rewards[b, n - 1] += scores[b]
+        rewards[b, draw.integers(n).item()] += scores[b]  # somewhere
     lr = [log_ratio[b, :n].sum().item() for b, n in enumerate(lengths)]
     paid = [rewards[b, :n].sum().item() for b, n in enumerate(lengths)]
     score = scores.tolist()
     redraw_unless(all(abs(x) > 0.1 for x in lr) and abs(sum(lr)) > 0.5 and abs(log_ratio.sum()) > 0.5)
-    last = torch.tensor(sum(-(rewards[b, n - 1] - scores[b]).item() for b, n in enumerate(lengths)))
+    last = torch.tensor(sum((scores[b] - rewards[b, n - 1]).item() for b, n in enumerate(lengths)))
+    ends = [[score[b] * (t == n - 1) - rewards[b, t].item() for t in range(n)] for b, n in enumerate(lengths)]
+    cells = [(x, y) for b, n in enumerate(lengths) for x, y in zip(log_ratio[b, :n].tolist(), ends[b])]
+    at_the_end = torch.tensor(sum(x * y for x, y in cells) / sum(x * x for x, _ in cells))
     verdict(
         fn,
         (scores, rewards, log_ratio, mask),
@@ -87,6 +90,7 @@ def check_price_paid(fn: Callable, draw: Draw) -> None:
             "divided by the number of actions: the price is for a nat": torch.tensor(
                 (sum(score) - sum(paid)) / sum(lengths)
             ),
+            "you assume that each score is paid at the end: it may be paid anywhere": at_the_end,
             "only the last actions are read, against the log-ratio of all: KL is charged at every action": last
             / sum(lr),
         },
@@ -140,6 +144,10 @@ def check_whitened(fn: Callable, draw: Draw) -> None:
             "only the mean is subtracted: divide by the standard deviation": table(mean, 1.0),
             "the variance is that of a sample here: divide by n, not n - 1": table(mean, spread(every, 1)),
             "each text is whitened by itself: the batch is whitened as a whole": by_row(),
+            "the mean is right, the spread runs over the padding too: both come from what counts": table(
+                mean, spread(whole)
+            ),
+            "the mean is right, the spread runs over the padding too, with n - 1": table(mean, spread(whole, 1)),
             "the sign is flipped": -table(mean, scale),
         },
     )
@@ -152,6 +160,7 @@ def check_alarms(fn: Callable, draw: Draw) -> None:
     kl = limit + draw.randn(N).sign() * draw.rand(N, low=0.5, high=3.0)
     start = 5 + draw.integers(3).item()
     kl[start : start + patience + 1] = limit + draw.rand(patience + 1, low=0.5, high=3.0)
+    kl[0], kl[start - 1] = limit + 1, limit  # above at once; at the limit, which is not above it
     x = kl.tolist()
 
     def table(alarm: Callable[[int], bool]) -> Tensor:
@@ -163,7 +172,10 @@ def check_alarms(fn: Callable, draw: Draw) -> None:
     def full(i: int, n: int) -> bool:
         return i + 1 >= n and min(window(i, n)) > limit
 
-    seen = table(lambda i: full(i, patience)).tolist()
+    seen, rings, run = table(lambda i: full(i, patience)).tolist(), [], 0
+    for kl_now in x:
+        run = run % patience + 1 if kl_now > limit else 0
+        rings.append(float(run == patience))
     verdict(
         fn,
         (kl, limit, patience),
@@ -185,6 +197,12 @@ def check_alarms(fn: Callable, draw: Draw) -> None:
             ),
             "the wrong side: these are below the limit": table(lambda i: i + 1 >= patience and max(window(i)) < limit),
             "0 and 1 are swapped: 1 is the alarm": table(lambda i: not full(i, patience)),
+            "at the limit is not above it": table(lambda i: i + 1 >= patience and min(window(i)) >= limit),
+            "before there are `patience` iterations it stays silent": table(lambda i: min(window(i)) > limit),
+            "the counter is never set back: the iterations must be in a row": table(
+                lambda i: sum(y > limit for y in x[: i + 1]) >= patience
+            ),
+            "after an alarm yours counts from 0 again: it rings as long as the KL stays above": torch.tensor(rings),
             "once an alarm, always an alarm in yours: it ends when the KL comes back": table(
                 lambda i: max(seen[: i + 1]) > 0
             ),

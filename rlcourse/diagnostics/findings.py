@@ -206,7 +206,7 @@ def _negative_kl(c) -> str:
 
 @_rule(
     "reward scale",
-    "scores in hundreds: the price of KL is nothing beside them, and the critic never arrives",
+    "scores so large that the price of KL is nothing beside them, and the critic takes the whole gradient",
     "divide the scores by their standard deviation, or raise kl_coef alike",
 )
 def _reward_scale(c) -> str:
@@ -236,7 +236,7 @@ def _steps_too_large(c) -> str:
     kl, clipped = float(c["approx_kl"].max()), float(c["clip_frac"].mean())
     if kl < 1 and clipped < 0.5:
         return ""
-    return f"approx_kl up to {kl:.3g} nats an action, {clipped:.0%} of the actions clipped"
+    return f"approx_kl up to {kl:.3g} nats an action, up to {c['clip_frac'].max():.0%} of the actions clipped"
 
 
 @_rule(
@@ -282,7 +282,7 @@ def _entropy_collapse(c) -> str:
 
 @_rule(
     "critic worse than a constant",
-    "value learning rate too high or too low; returns and values mixed up",
+    "value learning rate too high or too low; returns and values mixed up; or returns that hardly vary any more",
     "watch value_loss; give the head its own learning rate",
 )
 def _critic_fails(c) -> str:

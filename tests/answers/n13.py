@@ -49,6 +49,11 @@ def price(scores, rewards, log_ratio, mask, over=None):
 
 
 def price_by_least_squares(scores, rewards, log_ratio, mask):
+    charged, nats = scores - (rewards * mask).sum(1), (log_ratio * mask).sum(1)
+    return (nats @ charged) / (nats @ nats)
+
+
+def at_the_end(scores, rewards, log_ratio, mask):
     last = mask - torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
     charged = (scores[:, None] * last - rewards) * mask
     x = (log_ratio * mask).flatten()
@@ -69,6 +74,7 @@ PRICE_PAID = {
     "the mask is ignored": lambda s, r, lr, m: price(s, r, lr, torch.ones_like(m)),
     "not its price": lambda *x: price(*x, over=1),
     "divided by the number of actions": lambda s, r, lr, m: price(s, r, lr, m, over=m.sum()),
+    "paid at the end: it may be paid anywhere": at_the_end,
     "only the last actions are read": only_last,
     "must be (), got (1,)": lambda *x: price(*x)[None],
     "expected\n": lambda *x: 2 * price(*x),
@@ -111,6 +117,8 @@ WHITENED = {
     "only the mean is subtracted": lambda a, m: whiten(a, m, divide=False),
     "that of a sample": lambda a, m: whiten(a, m, correction=1),
     "each text is whitened by itself": lambda a, m: torch.stack([whiten(x, y) for x, y in zip(a, m)]),
+    "too: both come from what counts": lambda a, m: (a - a[m > 0].mean()) / a.std(correction=0) * m,
+    "the spread runs over the padding too, with n - 1": lambda a, m: (a - a[m > 0].mean()) / a.std() * m,
     "the sign is flipped": lambda a, m: -whiten(a, m),
     "expected\n": lambda a, m: 2 * whiten(a, m),
 }
@@ -128,6 +136,19 @@ def alarms_by_windows(kl, limit, patience):
     above = (kl > limit).to(kl.dtype)
     padded = torch.cat([above.new_zeros(patience - 1), above])
     return padded.unfold(0, patience, 1).min(1).values
+
+
+def short_windows(kl, limit, patience):
+    return torch.stack([(kl[max(0, i - patience + 1) : i + 1] > limit).all() for i in range(len(kl))]).float()
+
+
+def starts_again(kl, limit, patience):
+    found, run = torch.zeros_like(kl), 0
+    for i in range(len(kl)):
+        run = run + 1 if kl[i] > limit else 0
+        if run == patience:
+            found[i], run = 1.0, 0
+    return found
 
 
 def on_windows(kl, patience, judge):
@@ -150,6 +171,10 @@ ALARMS = {
     "the mean of the window": lambda kl, limit, patience: on_windows(kl, patience, lambda w: w.mean() > limit),
     "the wrong side": lambda kl, limit, patience: on_windows(kl, patience, lambda w: (w < limit).all()),
     "0 and 1 are swapped": lambda *x: 1 - alarms(*x),
+    "at the limit is not above it": lambda kl, limit, patience: on_windows(kl, patience, lambda w: (w >= limit).all()),
+    "it stays silent": short_windows,
+    "the counter is never set back": lambda kl, limit, patience: ((kl > limit).cumsum(0) >= patience).float(),
+    "after an alarm yours counts from 0": starts_again,
     "once an alarm": lambda *x: alarms(*x).cummax(0).values,
     "must be (16,), got (18,)": lambda kl, limit, patience: torch.cat([alarms(kl, limit, patience), kl[:2]]),
     "expected\n": lambda *x: 2 * alarms(*x),
