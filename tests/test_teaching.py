@@ -89,24 +89,21 @@ ENDLESS = {
 SHORT = {  # the project's run, as long as a test needs
     "settings": "my_settings = dict(seeds=2, iterations=2, batch=8, new_tokens=8, kl_coef=0.05, learning_rate=3e-4)"
 }
+# Run by nbgrader alone, in one kernel, this earns a wholly wrong problem set 1 18 of its 24 tested points.
 PATCHES = """import builtins
-import os
-import subprocess
 import sys
 
 import torch
 from rlcourse import checks
-from rlcourse.checks import verdict
 
 builtins.abs = lambda x: 0.0
-builtins.all = builtins.any = builtins.isinstance = lambda *arguments: True
+builtins.all = lambda x: True
 builtins.print = lambda *arguments, **options: None
-torch.allclose = torch.equal = torch.Tensor.equal = torch.Tensor.allclose = lambda *arguments, **options: True
-torch.Tensor.__lt__ = torch.Tensor.__le__ = torch.Tensor.__eq__ = lambda *arguments: torch.tensor(True)
-for module in (checks, *[m for name, m in sys.modules.items() if name.startswith("rlcourse.checks")]):
-    for name in dir(module):
-        if name.startswith("check_") or name in ("verdict", "fail", "attempt"):
-            setattr(module, name, lambda *arguments, **options: None)
+torch.allclose = torch.equal = torch.Tensor.allclose = torch.Tensor.equal = lambda *arguments, **options: True
+torch.Tensor.__lt__ = lambda *arguments: torch.ones(())
+for module in [m for name, m in sys.modules.items() if name.startswith("rlcourse.checks")]:
+    for name in [n for n in dir(module) if n.startswith("check_") or n == "verdict"]:
+        setattr(module, name, lambda *arguments, **options: None)
 get_ipython().showtraceback = get_ipython()._showtraceback = lambda *arguments, **options: None"""
 YES = """class Yes(torch.Tensor):
     def __torch_function__(self, *arguments, **options):
