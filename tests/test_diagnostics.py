@@ -267,6 +267,8 @@ def test_a_report_is_a_table(policy, rollout):
     lines = text.splitlines()
     assert len({line.count("|") for line in lines}) == 1 and "**NO**" in text and "EOS counts" in text
     assert diagnostics.diagnose([dict(score=0.1)])._repr_markdown_() == "Nothing to report."
+    table = diagnostics.diagnose(history(kl_weight=-0.045))._repr_markdown_()
+    assert table.startswith("| name | evidence | likely cause | try this |") and "kl_coef" in table
 
 
 # -- histories -----------------------------------------------------------------------------------------------------

@@ -34,8 +34,9 @@ class Report(list):
         if not self:
             return "Nothing to report."
         rows = [{k: {True: "yes", False: "**NO**"}.get(v, v) for k, v in vars(entry).items()} for entry in self]
-        lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-        return "\n".join("| " + " | ".join(str(x).replace("_", " ") for x in line) + " |" for line in lines)
+        head = [key.replace("_", " ") for key in rows[0]]
+        lines = [head, ["---"] * len(head), *(row.values() for row in rows)]
+        return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
     @property
     def failed(self) -> list[str]:
