@@ -39,6 +39,7 @@ ALLOWED = {
     "q_learning": {"envs", "masking"},
     "diagnostics": {"gpt2", "losses", "masking", "rollout"},
     "museum": {"data", "diagnostics", "gpt2", "masking", "plotting", "ppo", "returns", "rewards", "rollout"},
+    "checkpoint": set(),
 }
 ALLOWED["checks"] = set(ALLOWED) - {"__init__"}
 
