@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from rlcourse.action_logprobs import action_logprobs
 from rlcourse.rollout import Prompts, Rollout
 
 TINY = Path(__file__).parent / "assets" / "tiny"
@@ -144,11 +145,8 @@ class GPT2Policy(nn.Module):
         A token that `inputs` blocks has log-probability -inf, and the others share its part.
         """
         logits, values = self._forward(inputs, actions)
-        log_pi = logits.log_softmax(-1)  # [B, T, V]
-        logprobs = log_pi.gather(-1, actions[..., None])[..., 0]
-        if not with_entropy:
-            return logprobs, values
-        return logprobs, values, -(log_pi.exp() * log_pi.clamp(min=-1e9)).sum(-1)  # a forbidden token adds 0 * -1e9
+        logprobs, entropies = action_logprobs(logits, actions)
+        return (logprobs, values, entropies) if with_entropy else (logprobs, values)
 
     def logits(self, inputs: Prompts, actions: Tensor) -> Tensor:
         """[B, T, V] float32: what each action was drawn from, tempered already, with -inf for blocked tokens."""
@@ -196,14 +194,17 @@ def sample_responses(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     blocked: Collection[int] | None = None,
+    uniforms: Tensor | None = None,
 ) -> Rollout:
     """Sample one response per prompt from softmax(logits / temperature), with nothing cut off (no top-k, no top-p).
 
     -> Rollout with actions [B, T], T <= max_new_tokens. A row ends with EOS, an action that counts; after it actions
     hold EOS and mask, old_logprobs and values are 0. Log-probabilities and values come out of the sampling pass
     itself; only under autocast are they computed again by `evaluate`, since there the two differ.
-    generator: on the policy's device; without it torch's global one is used. blocked: ids of tokens that no response
-    may hold; `rollout.inputs` keeps them, so that policy and reference score exactly what was sampled.
+    Row b's token t is the word at which the summed probabilities pass uniforms[b, t]: the same numbers write the same
+    text, whatever else is in the batch. uniforms: [B, max_new_tokens] in [0, 1); drawn when left out, with `generator`
+    (on the policy's device; torch's global one by default). blocked: ids of tokens that no response may hold;
+    `rollout.inputs` keeps them, so that policy and reference score exactly what was sampled.
     Raises ValueError when a prompt gives no token or prompt and response together exceed the model's context.
     """
     inputs = policy.encode(prompts, temperature, blocked)
@@ -215,34 +216,57 @@ def sample_responses(
             f"prompt {longest} has {inputs.ids.shape[1]} tokens; with max_new_tokens={max_new_tokens} that exceeds the "
             f"model's context of {policy.context}"
         )
-    eos = policy.tokenizer.eos_token_id
-    ids, attention, alive = inputs.ids, inputs.mask, torch.ones_like(inputs.ids[:, 0])
-    cache, columns = None, []
+    uniforms = _uniforms(inputs, max_new_tokens, generator, uniforms)
+    actions = torch.full_like(uniforms, policy.tokenizer.eos_token_id, dtype=torch.long)  # [B, T], as what follows
+    mask, logprobs, values = (torch.zeros_like(uniforms, dtype=torch.float32) for _ in range(3))
+    rows, alive, cache = torch.arange(len(inputs), device=actions.device), torch.ones_like(mask[:, 0]), None
+    ids, attention, conditions = inputs.ids, inputs.mask, inputs
     for t in range(max_new_tokens):
-        positions = _positions(attention)[:, -ids.shape[1] :]
         output = policy._run(
-            input_ids=ids, attention_mask=attention, position_ids=positions,
+            input_ids=ids, attention_mask=attention, position_ids=_positions(attention)[:, -ids.shape[1] :],
             past_key_values=cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         if (cache := getattr(output, "past_key_values", None)) is None:
             raise ValueError(f"{type(policy.lm).__name__} keeps no past_key_values; sampling needs such a cache")
-        logprobs = _scaled(output.logits, inputs)[:, -1].log_softmax(-1)  # [B, V]
-        action = torch.multinomial(logprobs.exp(), 1, generator=generator)  # [B, 1]
-        action = torch.where(alive[:, None] > 0, action, eos)
-        columns.append(
-            (action[:, 0], alive, logprobs.gather(1, action)[:, 0], policy._values(output.hidden_states[-1][:, -1]))
-        )
-        alive = alive * (action[:, 0] != eos)
-        if t % 8 == 7 and not alive.any():  # a host read, so not at every token
-            break
-        ids, attention = action, torch.cat([attention, torch.ones_like(action)], dim=1)
-    actions, mask, logprobs, values = (torch.stack(column, dim=1) for column in zip(*columns))  # [B, T]
+        log_pi = _scaled(output.logits, conditions)[:, -1].log_softmax(-1)  # [rows, V]
+        action = torch.where(alive > 0, _inverse_cdf(log_pi, uniforms[rows, t]), actions[rows, t])
+        actions[rows, t], mask[rows, t] = action, alive
+        logprobs[rows, t] = log_pi.gather(-1, action[:, None])[:, 0] * alive
+        values[rows, t] = policy._values(output.hidden_states[-1][:, -1]) * alive
+        alive = alive * (action != policy.tokenizer.eos_token_id)
+        ids, attention = action[:, None], torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+        if t % 8 == 7:  # a host read, so not at every token: rows that have ended leave the batch
+            going = alive.nonzero()[:, 0]
+            if len(going) == 0:
+                break
+            if len(going) < len(alive):
+                cache.batch_select_indices(going)
+                rows, alive, ids, attention = rows[going], alive[going], ids[going], attention[going]
+                conditions = conditions[going]
     T = int(mask.sum(1).max())
-    actions, mask = actions[:, :T], mask[:, :T].float()
+    actions, mask, logprobs, values = (x[:, :T] for x in (actions, mask, logprobs, values))
     if policy.autocasts:
-        logprobs, values = policy.evaluate(inputs, actions)
-    logprobs, values = (torch.where(mask > 0, x[:, :T], 0) for x in (logprobs, values))
+        logprobs, values = (torch.where(mask > 0, x, 0) for x in policy.evaluate(inputs, actions))
     return Rollout(inputs, actions, mask, logprobs, values)
+
+
+def _uniforms(inputs: Prompts, T: int, generator: torch.Generator | None, given: Tensor | None) -> Tensor:
+    """[B, T] in float64: float32 cannot tell apart the rarest words of a large vocabulary."""
+    if given is None:
+        return torch.rand(len(inputs), T, generator=generator, device=inputs.ids.device, dtype=torch.float64)
+    if given.shape != (len(inputs), T) or not given.is_floating_point():
+        raise ValueError(f"uniforms must be [B, max_new_tokens] = {(len(inputs), T)} numbers in [0, 1), "
+                         f"got {given.dtype} of shape {tuple(given.shape)}")  # fmt: skip
+    return given.to(inputs.ids.device, torch.float64)
+
+
+def _inverse_cdf(log_pi: Tensor, uniform: Tensor) -> Tensor:
+    """The first word at which the summed probabilities exceed `uniform`: log_pi [B, V], uniform [B] -> [B]."""
+    summed = log_pi.exp().cumsum(-1, dtype=torch.float64)
+    # `right`: a word of probability 0, where the sum stands still, is never the first to exceed anything
+    return torch.searchsorted(summed, (uniform * summed[:, -1])[:, None], right=True)[:, 0].clamp(
+        max=log_pi.shape[1] - 1
+    )
 
 
 def response_texts(policy: GPT2Policy, rollout: Rollout) -> list[str]:

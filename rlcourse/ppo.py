@@ -63,14 +63,18 @@ def ppo_update(
     if cfg.minibatches > len(rollout):
         raise ValueError(f"minibatches is {cfg.minibatches} but the rollout has only {len(rollout)} rows")
     advantages = masked_whiten(advantages, rollout.mask)
+    lengths = rollout.mask.sum(1).long().cpu()
     history = defaultdict(list)
     for _ in range(cfg.epochs):
         kls = []
-        for rows in torch.randperm(len(rollout)).to(rollout.mask.device).tensor_split(cfg.minibatches):
-            batch, mask = rollout[rows], rollout.mask[rows]
+        for rows in torch.randperm(len(rollout)).tensor_split(cfg.minibatches):
+            longest = max(1, int(lengths[rows].max()))  # nothing behind it counts, so nothing behind it is computed
+            rows = rows.to(rollout.mask.device)
+            batch = rollout[rows].first(longest)
+            mask, T = batch.mask, batch.mask.shape[1]
             logprobs, values, entropies = policy.evaluate(batch.inputs, batch.actions, with_entropy=True)
-            policy_loss = policy_loss_fn(logprobs, batch.old_logprobs, advantages[rows], mask, cfg.clip_eps)
-            critic_loss = value_loss(values, returns[rows], mask, batch.values, cfg.value_clip_eps)
+            policy_loss = policy_loss_fn(logprobs, batch.old_logprobs, advantages[rows, :T], mask, cfg.clip_eps)
+            critic_loss = value_loss(values, returns[rows, :T], mask, batch.values, cfg.value_clip_eps)
             entropy = masked_mean(entropies, mask)
             loss = policy_loss + cfg.vf_coef * critic_loss
             if cfg.ent_coef:  # a weight of 0 would still pay for the way back through all V logits

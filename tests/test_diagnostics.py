@@ -63,7 +63,7 @@ def report(policy, rollout, ref_policy, paid, **kwargs):
 
 def test_a_healthy_rollout_measures_as_it_should(policy, ref_policy, rollout, paid):
     m = diagnostics.measure(policy, rollout, ref_policy, paid[0], paid[1])
-    assert m["token_gap"] < 1e-4 and m["ratio_gap"] < 1e-4 and m["repeat_gap"] == 0 and m["shift"] == 0
+    assert m["token_gap"] < 1e-4 and m["ratio_gap"] < 1e-4 and m["repeat_gap"] < 1e-4 and m["shift"] == 0
     assert m["after_end"] == m["end_missed"] == 0
     assert abs(m["surprise_z"]) < 4 and abs(m["kl_z"]) < 4 and m["cut"] < 10
     assert m["temperature"] == pytest.approx(1, abs=0.1)

@@ -504,17 +504,46 @@ def test_left_padding_changes_nothing(policy, generator):
         torch.testing.assert_close(y[1], x[0], atol=1e-4, rtol=1e-5)
 
 
-def test_padding_changes_nothing_in_the_sampling_pass(policy, monkeypatch, generator):
-    """The sampling pass is made to draw the same tokens twice: without and with padding."""
-    prompts = [PROMPTS[0], PROMPTS[2]]
-    first = sample_responses(policy, prompts, 6, generator=generator)
-    n = int(first.mask[0].sum())
-    drawn = iter(first.actions[0].tolist())
-    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: torch.full((len(p), 1), next(drawn)))
-    second = sample_responses(policy, [PROMPTS[0]], n)
-    assert second.actions[0, :n].equal(first.actions[0, :n])
-    torch.testing.assert_close(second.old_logprobs[0, :n], first.old_logprobs[0, :n], **CLOSE)
-    torch.testing.assert_close(second.values[0, :n], first.values[0, :n], **CLOSE)
+def test_the_same_uniforms_write_the_same_text_whatever_else_is_in_the_batch(policy, generator):
+    """Alone and without padding, or beside others, padded, and with rows that leave the batch when they have ended."""
+    uniforms = torch.rand(len(PROMPTS), 20, generator=generator, dtype=torch.float64)
+    together = sample_responses(policy, PROMPTS, 20, uniforms=uniforms)
+    for b, prompt in enumerate(PROMPTS):
+        alone = sample_responses(policy, [prompt], 20, uniforms=uniforms[b : b + 1])
+        n = int(together.mask[b].sum())
+        assert alone.actions.shape == (1, n) and alone.actions[0].equal(together.actions[b, :n])
+        torch.testing.assert_close(together.old_logprobs[b, :n], alone.old_logprobs[0], **CLOSE)
+        torch.testing.assert_close(together.values[b, :n], alone.values[0], **CLOSE)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_each_token_is_where_the_summed_probabilities_pass_the_uniform(small, temperature, generator):
+    """In a loop over the words, in float64; the last uniform is the largest below 1."""
+    uniforms = torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    uniforms[1, -1] = 1 - 2**-53
+    rollout = sample_responses(ending_with(small, 1e-9), ["The film is", ""], 6, temperature, uniforms=uniforms)
+    logits = ending_with(small, 1e-9).logits(rollout.inputs, rollout.actions).detach()
+    pi = logits.double().softmax(-1)
+    for b in range(2):
+        for t in range(6):
+            below = float(pi[b, t, : rollout.actions[b, t]].sum())
+            assert below - 1e-6 <= uniforms[b, t] <= below + float(pi[b, t, rollout.actions[b, t]]) + 1e-6
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(1, 4), torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.long)])
+def test_bad_uniforms_are_named(small, bad):
+    with pytest.raises(ValueError, match=r"uniforms must be \[B, max_new_tokens\] = \(2, 4\) numbers in \[0, 1\), got"):
+        sample_responses(small, ["a", "b"], 4, uniforms=bad)
+
+
+def test_rows_that_have_ended_leave_the_batch(small, generator):
+    policy = ending_with(small, 0.2)
+    with seen_by(policy.lm.get_output_embeddings()) as shapes:
+        rollout = sample_responses(policy, [""] * 32, 24, generator=generator)
+    lengths = rollout.mask.sum(1)
+    for t, (rows, *_) in enumerate(shapes):
+        assert rows == (lengths > t // 8 * 8).sum()  # looked at every eight tokens
+    assert shapes[0][0] == 32 and shapes[-1][0] < 32
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt2"])
@@ -609,7 +638,7 @@ def test_ended_rows_wait_for_the_longest(small, generator):
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the numbers that rlcourse reads from tensors (`if tensor`, `.item()`): each is a wait for the device.
+    """Counts what rlcourse reads from tensors (`if tensor`, `.item()`, `nonzero`): each is a wait for the device.
 
     Those of transformers are left out: looking for padding, it reads one number in every forward.
     """
@@ -619,7 +648,7 @@ class HostReads(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default:
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
             files = [frame.filename for frame in traceback.extract_stack() if frame.filename != __file__]
             self.count += [file for file in files if "/torch/" not in file][-1] == gpt2.__file__
         return function(*args, **(kwargs or {}))

@@ -140,7 +140,7 @@ def test_where_it_stands():
     right = 1 + next(i for i, line in enumerate(lines) if "torch.minimum" in line)
     assert f"[rlcourse/losses.py, line {right}](../rlcourse/losses.py#L{right})" in table
     assert "| the pessimistic bound |" in table and "(../tests/test_plotting.py)" in table
-    decorated = ("sampling", gpt2.sample_responses, "multinomial", row[-1])
+    decorated = ("sampling", gpt2.sample_responses, "_inverse_cdf", row[-1])
     assert "[rlcourse/gpt2.py, line " in plotting.where_it_stands([decorated]).data
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from rlcourse.losses import clipped_surrogate_loss
 from rlcourse.ppo import PPOConfig, ppo_update
-from rlcourse.rollout import Rollout
+from rlcourse.rollout import Prompts, Rollout
 
 B, T, V = 6, 4, 3
 NAN = float("nan")
@@ -386,3 +386,34 @@ def test_config_names_what_must_be_positive_or_none(name):
     for number in (0, -0.1, NAN):
         with pytest.raises(ValueError, match=f"{name} must be positive or None, got {number}"):
             PPOConfig(**{name: number})
+
+
+# nothing is computed behind the end of a response
+
+
+class TextPolicy(TablePolicy):
+    """The same table, asked with `Prompts`: its id is the state. It need not score all T actions."""
+
+    def evaluate(self, inputs, actions, with_entropy=False):
+        self.seen.append(actions.shape[1])
+        states, T = inputs.ids[:, 0], actions.shape[1]
+        policy = torch.distributions.Categorical(logits=self.logits[states, :T])
+        out = policy.log_prob(actions), self.values[states, :T]
+        return (*out, policy.entropy()) if with_entropy else out
+
+
+def test_a_minibatch_of_texts_is_as_wide_as_its_longest_and_nothing_else_changes(policy, rollout, targets):
+    texts = TextPolicy(policy.logits.detach().clone(), policy.values.detach().clone())
+    ids = rollout.inputs[:, None]
+    as_text = dataclasses.replace(rollout, inputs=Prompts(ids, torch.ones_like(ids), torch.ones(B)))
+    stats = []
+    for model, batch in ((policy, rollout), (texts, as_text)):
+        torch.manual_seed(0)
+        stats.append(update(model, batch, targets, epochs=2, minibatches=3, ent_coef=0.3))
+    assert stats[0] == pytest.approx(stats[1], nan_ok=True)
+    torch.testing.assert_close(texts.logits, policy.logits)
+    torch.testing.assert_close(texts.values, policy.values)
+    torch.manual_seed(0)
+    lengths = rollout.mask.sum(1)
+    widths = [max(1, int(lengths[rows].max())) for _ in range(2) for rows in torch.randperm(B).tensor_split(3)]
+    assert texts.seen == widths and min(widths) < T
