@@ -38,7 +38,7 @@ peers: .venv-peers/ready  # the comparisons with other libraries, in an environm
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" "stable-baselines3==2.9.2" "trl==1.12.0"
 	touch $@
 
-EXTRAS_test = [test,teach,site]
+EXTRAS_test = [test,teach,site,train]
 EXTRAS_browser = [test,teach,site,browser]
 .venv/ready-%: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv

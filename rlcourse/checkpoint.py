@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -48,26 +49,18 @@ def save(folder: str | Path, step: int, tensors: dict[str, Tensors], state: dict
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
     folder = Path(folder)
-    target = folder / f"step_{step:06d}"
+    target = _path(folder, step)
     needed = sum(x.nbytes for part in tensors.values() for x in part.values())
-    try:
-        with new_folder(target) as beside:
-            files = {}
-            for name, part in tensors.items():  # one after the other: only one copy is in memory
-                part = {key: x.detach().cpu().contiguous() for key, x in part.items()}
-                files[f"{name}.safetensors"] = _write(beside / f"{name}.safetensors", safetensors.torch.save(part))
-            body = dict(format=FORMAT, step=step, files=files, state=state)
-            text = json.dumps(dict(sha256=_sha256(_canonical(body)), **body), indent=1, allow_nan=False)
-            _write(beside / "state.json", text.encode())
-    except OSError as error:
-        last = max(steps(folder), default=None)
-        goes_on = "there is no earlier one" if last is None else f"the last good one is {folder / f'step_{last:06d}'}"
-        raise CheckpointError(
-            f"cannot write checkpoint {target}: {error.strerror or error}. It needs {needed / 1e6:.1f} MB"
-            f"{_free(folder)}; {goes_on}. Make room, then continue with --resume."
-        ) from error
+    with writing(target, folder, needed), new_folder(target) as beside:
+        files = {}
+        for name, part in tensors.items():  # one after the other: only one copy is in memory
+            part = {key: x.detach().cpu().contiguous() for key, x in part.items()}
+            files[f"{name}.safetensors"] = _write(beside / f"{name}.safetensors", safetensors.torch.save(part))
+        body = dict(format=FORMAT, step=step, files=files, state=state)
+        text = json.dumps(dict(sha256=_sha256(_canonical(body)), **body), indent=1, allow_nan=False)
+        _write(beside / "state.json", text.encode())
     for old in sorted(steps(folder))[:-keep]:
-        _remove(folder / f"step_{old:06d}")
+        _remove(_path(folder, old))
     return target
 
 
@@ -79,7 +72,7 @@ def load_latest(folder: str | Path) -> Checkpoint | None:
     folder, reasons = Path(folder), []
     for step in sorted(steps(folder), reverse=True):
         try:
-            return _load(folder / f"step_{step:06d}", step)
+            return _load(_path(folder, step), step)
         except (OSError, ValueError) as error:
             reasons.append(f"step_{step:06d}: {error}")
             warnings.warn(f"checkpoint skipped, {reasons[-1]}", stacklevel=2)
@@ -93,7 +86,7 @@ def tidy(folder: str | Path, step: int) -> None:
     for path in list(Path(folder).glob(".*.tmp")):
         _remove(path)
     for newer in [n for n in steps(folder) if n > step]:
-        path = Path(folder) / f"step_{newer:06d}"
+        path = _path(folder, newer)
         aside = path.with_name(f"damaged_{path.name}")
         _remove(aside)
         path.rename(aside)
@@ -103,6 +96,26 @@ def steps(folder: str | Path) -> list[int]:
     """The steps of which `folder` has a checkpoint, in no order, whether good or damaged."""
     found = [re.fullmatch(r"step_(\d{6,})", path.name) for path in Path(folder).glob("step_*")]
     return [int(match[1]) for match in found if match]
+
+
+@contextlib.contextmanager
+def writing(what: str | Path, folder: str | Path, needed: int | None = None) -> Iterator[None]:
+    """Turns an error in the block, which writes `what`, into a CheckpointError that says how to go on.
+
+    folder: holds the checkpoints. needed: bytes, if known.
+    """
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        last = max(steps(folder), default=None)
+        room = "" if needed is None else f" {needed / 1e6:.1f} MB are needed."
+        with contextlib.suppress(OSError):
+            room += f" {shutil.disk_usage(folder).free / 1e6:.1f} MB are free."
+        good = "There is no checkpoint yet." if last is None else f"The last good one is {_path(folder, last)}."
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"cannot write {what}: {reason}.{room} {good} Make room, then go on with --resume"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -180,6 +193,10 @@ def set_random_states(states: dict) -> None:
         torch.cuda.set_rng_state_all([_bytes(x) for x in states["cuda"]])
 
 
+def _path(folder: str | Path, step: int) -> Path:
+    return Path(folder) / f"step_{step:06d}"
+
+
 def _load(path: Path, step: int) -> Checkpoint:
     try:
         body = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -226,13 +243,6 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
         folder.rename(gone)
         shutil.rmtree(gone)
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
-    except OSError:
-        return ""
 
 
 def _canonical(body: dict) -> bytes:

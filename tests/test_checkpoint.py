@@ -201,7 +201,7 @@ def test_a_full_disk_at_the_first_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "_sync", full)  # some file systems say so only when told to flush
-    with pytest.raises(checkpoint.CheckpointError, match="there is no earlier one"):
+    with pytest.raises(checkpoint.CheckpointError, match="There is no checkpoint yet"):
         saved(tmp_path, 1)
     assert not list(tmp_path.iterdir())
 

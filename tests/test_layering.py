@@ -19,7 +19,8 @@ ALLOWED = {
     "control": {"rollout"},
     "rnn": set(),
     "ppo": {"losses", "masking", "rollout"},
-    "gpt2": {"rollout"},
+    "action_logprobs": set(),
+    "gpt2": {"action_logprobs", "rollout"},
     "words": set(),
     "rewards": {"words"},
     "data": set(),
@@ -40,7 +41,12 @@ ALLOWED = {
     "diagnostics": {"gpt2", "losses", "masking", "rollout"},
     "museum": {"data", "diagnostics", "gpt2", "masking", "plotting", "ppo", "returns", "rewards", "rollout"},
     "checkpoint": set(),
+    "settings": set(),
+    "records": set(),
+    "parallel": {"rollout"},
+    "adapters": {"gpt2"},
 }
+ALLOWED["train"] = set(ALLOWED) - {"__init__"}
 ALLOWED["checks"] = set(ALLOWED) - {"__init__"}
 
 PACKAGE = Path(rlcourse.__file__).parent
