@@ -2,7 +2,8 @@
 
     python -m rlcourse.train --model gpt2 --reward sentiment --iterations 500 --out runs/happy
     python -m rlcourse.train --out runs/happy --resume
-    accelerate launch --num_processes 4 -m rlcourse.train --model gpt2 --batch 256 --out runs/happy
+    accelerate launch --multi_gpu --num_processes 4 -m rlcourse.train --model gpt2 --batch 256 --out runs/happy
+    ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m rlcourse.train --out runs/two
     tensorboard --logdir runs
 
 The loop calls the functions that the notebooks show. A run that was killed goes on with `--resume`, on the CPU bit for
@@ -274,7 +275,8 @@ def main(given: dict, resume: bool) -> int:
         run = prepare(resumed(found.state["config"], given) if found else TrainConfig(**given), found)
     except (CheckpointError, ValueError) as error:
         return _fail(error)
-    say = run.accelerator.print
+    say, processes = run.accelerator.print, run.accelerator.num_processes
+    say(f"{processes} process{'es' * (processes > 1)} on {run.accelerator.device.type}")
     if resume:
         say(
             f"going on after iteration {run.done}"

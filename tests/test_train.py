@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -528,25 +527,13 @@ def wait_for(process, happened) -> None:
 
 
 def launch(given: dict, processes: int) -> list[dict[str, torch.Tensor]]:
-    """Run tests/train_processes.py; -> what each process kept."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "tests" / "train_processes.py"), json.dumps(given)]
-    if processes > 1:
-        options = f"--cpu --num_processes {processes} --num_machines 1 --mixed_precision no --dynamo_backend no"
-        launcher = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            *options.split(),
-            "--main_process_port",
-            str(port),
-        ]
-        command = launcher + command[1:]
-    env = os.environ | dict(
-        HF_HOME=given["out"], ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1"
-    )  # nobody's own settings
+    """Run tests/train_processes.py; -> what each process kept.
+
+    With torchrun, which finds a free port: `accelerate launch --cpu` starts one process, whatever it is told.
+    """
+    launcher = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split() if processes > 1 else []
+    command = [sys.executable, *launcher, str(ROOT / "tests" / "train_processes.py"), json.dumps(given)]
+    env = os.environ | dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [load_file(Path(given["out"]) / f"process_{i}_of_{processes}.safetensors") for i in range(processes)]
@@ -557,25 +544,24 @@ def test_two_processes_draw_the_rollouts_of_one_and_give_its_gradients(tmp_path)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(["It was", "The", "I have seen this film with my two brothers, and we all found it"]))
     given = dict(
-        prompts=str(prompts), iterations=3, batch=12, minibatches=3, epochs=2, new_tokens=12, max_grad_norm=1e9,
+        prompts=str(prompts), iterations=3, batch=8, minibatches=2, epochs=2, new_tokens=40, max_grad_norm=1e9,
         kl_target=3.0, horizon=64.0, learning_rate=2e-5, ent_coef=0.01, seed=1,
     )  # fmt: skip
     (one,) = launch(given | dict(out=str(tmp_path / "one")), 1)
     two = launch(given | dict(out=str(tmp_path / "two")), 2)
-    for i in range(3):  # what the test is about does occur: processes differ in prompt and response lengths
-        lengths, widths = one[f"{i} mask"].sum(1), one[f"{i} prompt_mask"].sum(1)
-        assert lengths.min() < lengths.max() and widths.min() < widths.max()
-        assert lengths[:6].sum() != lengths[6:].sum()
-    assert any(one[f"{i} mask"][:6].sum(1).max() != one[f"{i} mask"][6:].sum(1).max() for i in range(3))
-    assert any(one[f"{i} prompt_mask"][:6].sum(1).max() != one[f"{i} prompt_mask"][6:].sum(1).max() for i in range(3))
-    assert sum(name.startswith("gradient") for name in one) == 3 * 2 * 3
+    for name in ("mask", "prompt_mask"):  # what the test is about does occur: the processes' own longest rows differ
+        longest = [[half.sum(1).max().item() for half in one[f"{i} {name}"].chunk(2)] for i in range(3)]
+        assert any(a != b for a, b in longest), name
+    assert sum(name.startswith("gradient") for name in one) == 3 * 2 * 2
     for process in two:
         assert process.keys() == one.keys()
         for name, x in one.items():
             if x.dtype == torch.int64 or name.endswith("mask"):
                 assert torch.equal(process[name], x), name
-            else:
-                assert (process[name] - x).abs().max() < (1e-6 if name.startswith("gradient") else 1e-5), name
+            elif name.startswith("gradient"):  # its norm is about 4
+                assert (process[name] - x).abs().max() < 1e-6 * x.norm().clamp(min=1), name
+            else:  # what stands behind the mask is of no account
+                assert ((process[name] - x) * one[f"{name[0]} mask"]).abs().max() < 1e-5, name
     assert all(torch.equal(x, two[1][name]) for name, x in two[0].items())
     a, b = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     for x, y in zip(a, b, strict=True):
