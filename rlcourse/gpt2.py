@@ -145,8 +145,8 @@ class GPT2Policy(nn.Module):
         A token that `inputs` blocks has log-probability -inf, and the others share its part.
         """
         logits, values = self._forward(inputs, actions)
-        logprobs, entropies = action_logprobs(logits, actions)
-        return (logprobs, values, entropies) if with_entropy else (logprobs, values)
+        logprobs, *entropies = action_logprobs(logits, actions, with_entropy)
+        return logprobs, values, *entropies
 
     def logits(self, inputs: Prompts, actions: Tensor) -> Tensor:
         """[B, T, V] float32: what each action was drawn from, tempered already, with -inf for blocked tokens."""

@@ -1,6 +1,6 @@
 """What a policy acts on and what it did: two small containers of batch-first tensors, and sampling token by token."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,13 +81,6 @@ class Rollout:
     def __getitem__(self, i) -> "Rollout":
         i = [i] if isinstance(i, int) else i
         return self._apply(lambda x: x[i])
-
-    def first(self, T: int) -> "Rollout":
-        """The first T columns. Only texts are shortened: what else `inputs` may be can go along with the actions."""
-        if not isinstance(self.inputs, Prompts):
-            return self
-        columns = {name: x[:, :T] for name, x in vars(self).items() if name != "inputs" and x is not None}
-        return replace(self, **columns)
 
     def to(self, device) -> "Rollout":
         return self._apply(lambda x: x.to(device))

@@ -23,6 +23,10 @@ def by_autograd(logits, actions):
     return logprobs, -sum(terms)
 
 
+def both(logits, actions):
+    return action_logprobs(logits, actions, True)
+
+
 @pytest.mark.parametrize("of_logprobs, of_entropies", [(1, 0), (0, 1), (1, 1), (-2, 0.5)])
 def test_numbers_and_gradients_are_those_of_autograd(case, randn, of_logprobs, of_entropies):
     logits, actions = case
@@ -33,7 +37,7 @@ def test_numbers_and_gradients_are_those_of_autograd(case, randn, of_logprobs, o
         total = (of_logprobs * weights[0] * logprobs).sum() + (of_entropies * weights[1] * entropies).sum()
         return logprobs, entropies, torch.autograd.grad(total, logits)[0]
 
-    ours, theirs = numbers_and_gradient(action_logprobs), numbers_and_gradient(by_autograd)
+    ours, theirs = numbers_and_gradient(both), numbers_and_gradient(by_autograd)
     torch.testing.assert_close(ours[:2], theirs[:2], atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(ours[2], torch.nan_to_num(theirs[2]), atol=1e-12, rtol=1e-12)
 
@@ -43,17 +47,24 @@ def test_one_of_the_two_alone_has_its_gradient(case, which):
     """Without the other there is no gradient to add, rather than one of zeros."""
     logits, actions = case
     ours, theirs = (
-        torch.autograd.grad(function(logits, actions)[which].sum(), logits)[0]
-        for function in (action_logprobs, by_autograd)
+        torch.autograd.grad(function(logits, actions)[which].sum(), logits)[0] for function in (both, by_autograd)
     )
     torch.testing.assert_close(ours, torch.nan_to_num(theirs), atol=1e-12, rtol=1e-12)
     assert ours.abs().max() > 0.1
 
 
+def test_without_entropies_there_is_one_tensor(case):
+    logits, actions = case
+    (logprobs,) = action_logprobs(logits, actions)
+    assert logprobs.equal(both(logits, actions)[0])
+    alone, beside = (torch.autograd.grad(x.sum(), logits)[0] for x in (logprobs, both(logits, actions)[0]))
+    assert alone.equal(beside)
+
+
 def test_improbable_actions_keep_their_logprob(randn):
     """Where float32 has no number for the probability itself, 1e-87 in a softmax is 0."""
     logits = torch.tensor([[[0.0, -200.0, 1e-3]]], requires_grad=True)
-    logprobs, entropies = action_logprobs(logits, torch.tensor([[1]]))
+    logprobs, entropies = action_logprobs(logits, torch.tensor([[1]]), True)
     assert logprobs.item() == pytest.approx(-200.6937, abs=1e-3) and entropies.item() == pytest.approx(0.6931, abs=1e-4)
     logprobs.sum().backward()
     assert logits.grad.isfinite().all() and logits.grad[0, 0, 1] == 1
@@ -62,18 +73,18 @@ def test_improbable_actions_keep_their_logprob(randn):
 def test_float32_over_a_large_vocabulary_is_close_to_float64(generator):
     logits = 4 * torch.randn(2, 3, 50_257, generator=generator)
     actions = torch.randint(50_257, (2, 3), generator=generator)
-    for ours, exact in zip(action_logprobs(logits, actions), action_logprobs(logits.double(), actions)):
+    for ours, exact in zip(action_logprobs(logits, actions, True), action_logprobs(logits.double(), actions, True)):
         torch.testing.assert_close(ours.double(), exact, atol=5e-5, rtol=1e-6)
 
 
 def test_a_forbidden_action_has_no_probability():
     logits = torch.tensor([[[0.0, -torch.inf, 0.0]]])
-    logprobs, entropies = action_logprobs(logits, torch.tensor([[1]]))
+    logprobs, entropies = action_logprobs(logits, torch.tensor([[1]]), True)
     assert logprobs.item() == -torch.inf and entropies.item() == pytest.approx(0.6931, abs=1e-4)
 
 
 def test_what_is_not_a_number_stays_visible():
-    logprobs, _ = action_logprobs(torch.full((1, 1, 3), torch.nan), torch.tensor([[1]]))
+    logprobs, _ = action_logprobs(torch.full((1, 1, 3), torch.nan), torch.tensor([[1]]), True)
     assert logprobs.isnan().all()
 
 

@@ -395,25 +395,35 @@ class TextPolicy(TablePolicy):
     """The same table, asked with `Prompts`: its id is the state. It need not score all T actions."""
 
     def evaluate(self, inputs, actions, with_entropy=False):
-        self.seen.append(actions.shape[1])
+        self.seen.append(tuple(actions.shape))
         states, T = inputs.ids[:, 0], actions.shape[1]
         policy = torch.distributions.Categorical(logits=self.logits[states, :T])
         out = policy.log_prob(actions), self.values[states, :T]
         return (*out, policy.entropy()) if with_entropy else out
 
 
-def test_a_minibatch_of_texts_is_as_wide_as_its_longest_and_nothing_else_changes(policy, rollout, targets):
+@pytest.mark.parametrize("lengths", [(4, 4, 4, 3, 4, 4), (1, 0, 1, 4, 2, 4), (0, 0, 1, 0, 0, 0)])
+@pytest.mark.parametrize("minibatches", [1, 3, 6])
+def test_what_lies_behind_the_ends_of_texts_is_not_computed_and_nothing_else_changes(
+    lengths, minibatches, policy, rollout, targets
+):
     texts = TextPolicy(policy.logits.detach().clone(), policy.values.detach().clone())
+    rollout = dataclasses.replace(rollout, mask=(torch.arange(T) < torch.tensor(lengths)[:, None]).double())
     ids = rollout.inputs[:, None]
     as_text = dataclasses.replace(rollout, inputs=Prompts(ids, torch.ones_like(ids), torch.ones(B)))
     stats = []
     for model, batch in ((policy, rollout), (texts, as_text)):
         torch.manual_seed(0)
-        stats.append(update(model, batch, targets, epochs=2, minibatches=3, ent_coef=0.3))
+        stats.append(update(model, batch, targets, epochs=2, minibatches=minibatches, ent_coef=0.3))
     assert stats[0] == pytest.approx(stats[1], nan_ok=True)
     torch.testing.assert_close(texts.logits, policy.logits)
     torch.testing.assert_close(texts.values, policy.values)
     torch.manual_seed(0)
-    lengths = rollout.mask.sum(1)
-    widths = [max(1, int(lengths[rows].max())) for _ in range(2) for rows in torch.randperm(B).tensor_split(3)]
-    assert texts.seen == widths and min(widths) < T
+    shapes = []
+    for rows in [rows for _ in range(2) for rows in torch.randperm(B).tensor_split(minibatches)]:
+        widths = sorted(max(1, lengths[row]) for row in rows)
+        half = (len(widths) + 1) // 2
+        halves = [(len(x), x[-1]) for x in (widths[:half], widths[half:]) if x]
+        apart = sum(n * width for n, width in halves)
+        shapes += halves if apart <= 0.8 * len(widths) * widths[-1] else [(len(widths), widths[-1])]
+    assert texts.seen == shapes

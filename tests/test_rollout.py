@@ -1,7 +1,6 @@
 import dataclasses
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -235,12 +234,3 @@ def test_sample_tokens_names_inputs_that_are_no_token_ids(inputs):
         ValueError, match=r"inputs must be \[B, P\] token ids, got torch\.(int64|float32) of shape \(3,"
     ):
         sample_tokens(RNNPolicy(3, 2), inputs, 2)
-
-
-def test_first_columns_of_texts():
-    ids = torch.zeros(2, 3, dtype=torch.long)
-    rollout = Rollout(Prompts(ids, torch.ones_like(ids), torch.ones(2)), *(torch.rand(2, 5) for _ in range(4)))
-    short = rollout.first(2)
-    assert short.actions.equal(rollout.actions[:, :2]) and short.values.equal(rollout.values[:, :2])
-    assert short.ref_logprobs is None and short.inputs is rollout.inputs
-    assert replace(rollout, inputs=torch.zeros(2, 5, 4)).first(2).actions.shape == (2, 5)  # observations go along
