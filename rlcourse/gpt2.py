@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Collection
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from rlcourse.action_logprobs import action_logprobs
@@ -28,6 +30,8 @@ class GPT2Policy(nn.Module):
         super().__init__()
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer has no EOS token, so a response could never end; set tokenizer.eos_token")
+        for module in [m for m in lm.modules() if isinstance(getattr(m, "act", None), NewGELUActivation)]:
+            module.act = nn.GELU("tanh")  # the same function as one operation, which keeps one tensor for the way back
         self.lm, self.tokenizer, self.dtype = lm, tokenizer, dtype
         self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
@@ -41,23 +45,18 @@ class GPT2Policy(nn.Module):
         device: default is the GPU when there is one. Raises ValueError, naming what is accepted, for anything else.
         """
         folder = TINY if name_or_path == "tiny" else name_or_path
-        bars = transformers_logging.is_progress_bar_enabled()
-        if Path(folder).is_dir():  # a bar is for downloads
-            transformers_logging.disable_progress_bar()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            lm = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
+            with _no_bars() if Path(folder).is_dir() else nullcontext():  # a bar is for downloads
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                lm = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f'cannot load {str(name_or_path)!r}: expected "tiny", a folder with a saved causal language model, or '
                 'the id of one on the Hugging Face hub such as "gpt2" (its first use needs a network connection). '
                 f"The loader said: {str(error).splitlines()[0]}"
             ) from error
-        finally:
-            if bars:
-                transformers_logging.enable_progress_bar()
         policy = cls(lm, tokenizer, dtype)
         saved_head = Path(folder) / "value_head.safetensors"
         if saved_head.exists():
@@ -66,7 +65,8 @@ class GPT2Policy(nn.Module):
 
     def save_pretrained(self, folder) -> None:
         """Write model, tokenizer and value head (safetensors) so that `from_pretrained(folder)` gives this policy."""
-        self.lm.save_pretrained(folder)
+        with _no_bars():
+            self.lm.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         save_file(self.value_head.state_dict(), Path(folder) / "value_head.safetensors")
 
@@ -173,6 +173,18 @@ class GPT2Policy(nn.Module):
 
     def _values(self, hidden: Tensor) -> Tensor:
         return self.value_head(hidden.float())[..., 0]
+
+
+@contextmanager
+def _no_bars():
+    """Without the progress bars of transformers."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from transformers import (
     MambaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from rlcourse import gpt2
@@ -661,6 +662,18 @@ def test_sampling_reads_the_host_every_eighth_token_at_most(small, generator):
             assert sample_responses(policy, ["The film is", ""], T, generator=generator).actions.shape[1] == T
         counts[T] = reads.count
     assert 0 < counts[40] - counts[8] <= (40 - 8) / 8
+
+
+def test_gpt2s_own_gelu_is_one_operation_and_the_same_function(tokenizer):
+    lm = random_lm("gpt2", len(tokenizer)).eval()
+    for block in lm.transformer.h:
+        block.mlp.act = NewGELUActivation()
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        before = lm(ids).logits
+        policy = GPT2Policy(lm, tokenizer)
+        torch.testing.assert_close(policy.lm(ids).logits, before, atol=1e-5, rtol=1e-5)
+    assert not any(isinstance(module, NewGELUActivation) for module in policy.modules())
 
 
 # -- what is computed -----------------------------------------------------------------------------------------------
