@@ -1,5 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) on a policy, through peft: few weights to train, and no second model."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,9 @@ def add_adapters(policy: GPT2Policy, rank: int) -> "WithoutAdapters":
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
     )  # fmt: skip
-    policy.lm = get_peft_model(policy.lm, adapters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a setting by its former name
+        policy.lm = get_peft_model(policy.lm, adapters)
     policy.train()  # what is new in it has no dropout either
     return WithoutAdapters(policy)
 
