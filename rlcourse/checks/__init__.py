@@ -34,4 +34,5 @@ from rlcourse.checks.n10 import check_cheapest_label, check_class_f1, check_logg
 from rlcourse.checks.n11 import check_double_estimate, check_epsilon_greedy, check_td_targets, check_text_targets
 from rlcourse.checks.n12 import check_best_of_n, check_group_advantages, check_ipo_loss, check_priced_loss
 from rlcourse.checks.n13 import check_alarms, check_price_paid, check_surprise_gap, check_whitened
+from rlcourse.checks.n14 import check_draw, check_memory, check_part, check_pooled
 from rlcourse.checks.verdict import progress
