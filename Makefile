@@ -27,8 +27,8 @@ site: .venv/ready-test  # the course as a web site in build/site, from the store
 browser: .venv/ready-browser  # the site and JupyterLab in Chromium (apt install chromium, or playwright install chromium)
 	$(RUN) -m pytest -m browser tests/browser
 
-bench: .venv/ready-test
-	$(RUN) tests/bench/iteration.py
+bench: .venv-peers/ready  # ours, TRL, a bare loop and the floor in turn: notebooks/14_side_by_side.csv (15 minutes)
+	.venv-peers/bin/python tests/bench/side_by_side.py
 
 peers: .venv-peers/ready  # the comparisons with other libraries, in an environment of their own
 	.venv-peers/bin/python -m pytest -m peers tests/peers
