@@ -36,14 +36,14 @@ def my_rows(n: int, accelerator: Accelerator) -> range:
     return range(share * accelerator.process_index, share * (accelerator.process_index + 1))
 
 
-def check_shares(batch: int, minibatches: int, accelerator: Accelerator) -> None:
-    """Raise ValueError unless every minibatch can be shared evenly, in a way of sharing that is supported."""
+def check_shares(batch: int, accelerator: Accelerator) -> None:
+    """Raise ValueError unless a batch can be shared evenly, in a way of sharing that is supported."""
     n = accelerator.num_processes
     if accelerator.distributed_type not in SHARED:
         raise ValueError(f"this course runs on CPUs or NVIDIA GPUs with plain data parallelism, "
                          f"but accelerate is set to {accelerator.distributed_type.value}")  # fmt: skip
-    if n > 1 and batch % (minibatches * n):
-        raise ValueError(f"batch {batch} must be a multiple of minibatches x processes = {minibatches} x {n}")
+    if batch % n:
+        raise ValueError(f"batch must be a multiple of the {n} processes, got {batch}")
 
 
 def gather_rollout(rollout: Rollout, scores: Tensor, eos: int, accelerator: Accelerator) -> tuple[Rollout, Tensor]:
@@ -69,9 +69,9 @@ def gather_rollout(rollout: Rollout, scores: Tensor, eos: int, accelerator: Acce
 class SharedPolicy:
     """A policy for `ppo_update` whose passes are shared: every process runs the model on its part of the rows.
 
-    `evaluate` gives the whole minibatch's numbers in every process, so every process computes the whole loss. The way
-    back takes its own rows' part of the gradient, and DistributedDataParallel adds the parts up while they are being
-    computed. All rows must be a multiple of the processes.
+    `evaluate` gives all rows' numbers in every process, so every process computes the whole loss. The way back takes
+    its own rows' part of the gradient, and DistributedDataParallel adds the parts up while they are being computed.
+    Where rows cannot be shared evenly, some are computed twice, and count once.
     """
 
     def __init__(self, policy: nn.Module, accelerator: Accelerator):
@@ -84,12 +84,12 @@ class SharedPolicy:
 
     def evaluate(self, inputs: Prompts, actions: Tensor, with_entropy: bool = False) -> tuple[Tensor, ...]:
         """As `GPT2Policy.evaluate`: [B, T] each."""
-        if len(actions) % self.accelerator.num_processes:
-            raise ValueError(f"{len(actions)} rows cannot be shared by {self.accelerator.num_processes} processes")
-        mine = my_rows(len(actions), self.accelerator)
-        mine = slice(mine.start, mine.stop)
-        columns = self.module(inputs[mine], actions[mine], with_entropy)
-        return tuple(_Gather.apply(x, self.accelerator) for x in columns)
+        B, n = len(actions), self.accelerator.num_processes
+        rows = torch.arange(-(-B // n) * n, device=actions.device) % B  # the first ones again, up to a multiple of n
+        mine = my_rows(len(rows), self.accelerator)
+        rows = rows[mine.start : mine.stop]
+        columns = self.module(inputs[rows], actions[rows], with_entropy)
+        return tuple(_Gather.apply(x, self.accelerator)[:B] for x in columns)
 
 
 def share(policy: nn.Module, accelerator: Accelerator):

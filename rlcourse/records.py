@@ -1,5 +1,6 @@
 """What a long run writes down as it goes: history.csv, samples.jsonl and TensorBoard events."""
 
+import contextlib
 import csv
 import io
 import json
@@ -54,9 +55,9 @@ class Records:
         return self
 
     def __exit__(self, *_) -> None:
-        self.history.close()
-        self.samples.close()
-        self.tensorboard.close()
+        for file in (self.history, self.samples, self.tensorboard):
+            with contextlib.suppress(OSError):  # of a full disk `add` or `sync` has told already
+                file.close()
 
 
 def _cut(path: Path, iteration_of: Callable[[bytes], int], last: int):

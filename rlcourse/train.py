@@ -41,7 +41,7 @@ from rlcourse.rollout import Rollout
 
 try:
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
     from rlcourse.parallel import check_shares, gather_rollout, keyed_random, keyed_uniforms, my_rows, share
     from rlcourse.records import Records
@@ -112,8 +112,10 @@ def prepare(config: TrainConfig, found: Checkpoint | None = None) -> Run:
     """
     if found is None and checkpoint.steps(checkpoints(config)):
         raise ValueError(f"{config.out} has checkpoints: go on from them with --resume, or choose another --out")
-    accelerator = Accelerator(mixed_precision="no")  # the policy sees to that itself
-    check_shares(config.batch, config.minibatches, accelerator)
+    # the policy sees to its precision; its buffers never change, and one loss may come from two passes
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[ddp])
+    check_shares(config.batch, accelerator)
     set_seed(config.seed)  # alike in all processes: the minibatches are drawn with it, adapters start from it
     reward = load_reward(config.reward, accelerator.device)
     policy = GPT2Policy.from_pretrained(

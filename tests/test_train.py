@@ -542,9 +542,10 @@ def launch(given: dict, processes: int) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.slow
 def test_two_processes_draw_the_rollouts_of_one_and_give_its_gradients(tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(["It was", "The", "I have seen this film with my two brothers, and we all found it"]))
+    long = "I have seen this film with my two brothers, and we all found it"
+    prompts.write_text("\n".join(["It was", "The", "A film", long, "We saw"]))
     given = dict(
-        prompts=str(prompts), iterations=3, batch=8, minibatches=2, epochs=2, new_tokens=40, max_grad_norm=1e9,
+        prompts=str(prompts), iterations=3, batch=10, minibatches=3, epochs=1, new_tokens=40, max_grad_norm=1e9,
         kl_target=3.0, horizon=64.0, learning_rate=2e-5, ent_coef=0.01, seed=1,
     )  # fmt: skip
     (one,) = launch(given | dict(out=str(tmp_path / "one")), 1)
@@ -552,7 +553,7 @@ def test_two_processes_draw_the_rollouts_of_one_and_give_its_gradients(tmp_path)
     for name in ("mask", "prompt_mask"):  # what the test is about does occur: the processes' own longest rows differ
         longest = [[half.sum(1).max().item() for half in one[f"{i} {name}"].chunk(2)] for i in range(3)]
         assert any(a != b for a, b in longest), name
-    assert sum(name.startswith("gradient") for name in one) == 3 * 2 * 2
+    assert sum(name.startswith("gradient") for name in one) == 3 * 3  # of 4, 3 and 3 rows
     for process in two:
         assert process.keys() == one.keys()
         for name, x in one.items():
@@ -573,14 +574,14 @@ def test_two_processes_draw_the_rollouts_of_one_and_give_its_gradients(tmp_path)
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     two = SimpleNamespace(num_processes=2, process_index=1, distributed_type=parallel.DistributedType.MULTI_CPU)
-    parallel.check_shares(16, 4, two)
-    with pytest.raises(ValueError, match="batch 12 must be a multiple of minibatches x processes = 4 x 2"):
-        parallel.check_shares(12, 4, two)
+    parallel.check_shares(16, two)
+    with pytest.raises(ValueError, match="batch must be a multiple of the 2 processes, got 13"):
+        parallel.check_shares(13, two)
+    assert parallel.my_rows(6, two) == range(3, 6)
     two.distributed_type = parallel.DistributedType.FSDP
     with pytest.raises(ValueError, match="FSDP"):
-        parallel.check_shares(16, 4, two)
-    assert parallel.my_rows(6, two) == range(3, 6)
-    parallel.check_shares(13, 4, Accelerator())  # one process takes any
+        parallel.check_shares(16, two)
+    parallel.check_shares(13, Accelerator())  # one process takes any
 
 
 def test_one_process_shares_nothing():
