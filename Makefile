@@ -28,7 +28,7 @@ browser: .venv/ready-browser  # the site and JupyterLab in Chromium (apt install
 	$(RUN) -m pytest -m browser tests/browser
 
 bench: .venv-peers/ready  # ours, TRL, a bare loop and the floor in turn: notebooks/14_side_by_side.csv (15 minutes)
-	.venv-peers/bin/python tests/bench/side_by_side.py
+	env -u OMP_WAIT_POLICY .venv-peers/bin/python tests/bench/side_by_side.py  # alone on the machine: threads may spin
 
 peers: .venv-peers/ready  # the comparisons with other libraries, in an environment of their own
 	.venv-peers/bin/python -m pytest -m peers tests/peers
@@ -38,7 +38,7 @@ peers: .venv-peers/ready  # the comparisons with other libraries, in an environm
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" "stable-baselines3==2.9.2" "trl==1.12.0"
 	touch $@
 
-EXTRAS_test = [test,teach,site,train]
+EXTRAS_test = [test,teach,site]
 EXTRAS_browser = [test,teach,site,browser]
 .venv/ready-%: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv

@@ -14,10 +14,8 @@ def add_adapters(policy: GPT2Policy, rank: int) -> "WithoutAdapters":
     Only adapters and value head are trained from then on. The reference is the same model with its adapters switched
     off, so there is no second copy in memory. Dropout stays off.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ValueError("lora_rank needs the package peft: pip install -c constraints.txt -e '.[train]'") from error
+    from peft import LoraConfig, get_peft_model  # here, since it takes seconds to import
+
     transposed = any(type(module).__name__ == "Conv1D" for module in policy.lm.modules())  # GPT-2 stores [in, out]
     adapters = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", fan_in_fan_out=transposed,

@@ -220,14 +220,7 @@ def sample_responses(
     Raises ValueError when a prompt gives no token or prompt and response together exceed the model's context.
     """
     inputs = policy.encode(prompts, temperature, blocked)
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
-    if inputs.ids.shape[1] + max_new_tokens > policy.context:
-        longest = int(inputs.mask.sum(1).argmax())
-        raise ValueError(
-            f"prompt {longest} has {inputs.ids.shape[1]} tokens; with max_new_tokens={max_new_tokens} that exceeds the "
-            f"model's context of {policy.context}"
-        )
+    _check_room(policy, inputs, max_new_tokens)
     uniforms = _uniforms(inputs, max_new_tokens, generator, uniforms)
     actions = torch.full_like(uniforms, policy.tokenizer.eos_token_id, dtype=torch.long)  # [B, T], as what follows
     mask, logprobs, values = (torch.zeros_like(uniforms, dtype=torch.float32) for _ in range(3))
@@ -260,6 +253,17 @@ def sample_responses(
     if policy.autocasts:
         logprobs, values = (torch.where(mask > 0, x, 0) for x in policy.evaluate(inputs, actions))
     return Rollout(inputs, actions, mask, logprobs, values)
+
+
+def _check_room(policy: GPT2Policy, inputs: Prompts, max_new_tokens: int) -> None:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+    if inputs.ids.shape[1] + max_new_tokens > policy.context:
+        longest = int(inputs.mask.sum(1).argmax())
+        raise ValueError(
+            f"prompt {longest} has {inputs.ids.shape[1]} tokens; with max_new_tokens={max_new_tokens} that exceeds the "
+            f"model's context of {policy.context}"
+        )
 
 
 def _uniforms(inputs: Prompts, T: int, generator: torch.Generator | None, given: Tensor | None) -> Tensor:

@@ -27,6 +27,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from tqdm.auto import tqdm
 
 from rlcourse import checkpoint
@@ -34,19 +36,12 @@ from rlcourse.adapters import add_adapters, merge_adapters
 from rlcourse.checkpoint import Checkpoint, CheckpointError
 from rlcourse.data import load_prompts
 from rlcourse.gpt2 import GPT2Policy, response_texts, sample_responses
+from rlcourse.parallel import check_shares, gather_rollout, keyed_random, keyed_uniforms, my_rows, share
 from rlcourse.ppo import PPOConfig, ppo_update
+from rlcourse.records import Records
 from rlcourse.returns import AdaptiveKL, gae, kl_shaped_rewards
 from rlcourse.rewards import Reward, combine, keyword_reward, sentiment_reward
 from rlcourse.rollout import Rollout
-
-try:
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, set_seed
-
-    from rlcourse.parallel import check_shares, gather_rollout, keyed_random, keyed_uniforms, my_rows, share
-    from rlcourse.records import Records
-except ImportError as error:
-    raise ImportError("long runs need more packages: pip install -c constraints.txt -e '.[train]'") from error
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ from rlcourse.checks.verdict import Draw, demand, exercise, redraw_unless, verdi
 def check_memory(fn: Callable, draw: Draw) -> None:
     """Exercise 14.1: fn(parameters, adapters [N]) -> bytes of weights, gradients, moments and reference, [N, 4]."""
     N = draw.size(4)
-    P = (500 + draw.integers(1500, N)).tolist()
-    A = draw.shuffled([0, 0, *(150 + draw.integers(150, N - 2)).tolist()])
-    rows = list(zip(P, A))
+    P, A = (500 + draw.integers(1500, N)).tolist(), draw.shuffled([0, 0, *(150 + draw.integers(150, N - 2)).tolist()])
 
     def trained(p: int, a: int) -> int:
         return a or p
@@ -25,9 +23,8 @@ def check_memory(fn: Callable, draw: Draw) -> None:
     def table(one: Callable[[int, int], tuple], **other: Callable[[int, int], float]) -> Tensor:
         """Bytes; `other` replaces a column, told in numbers."""
         names = ("weights", "gradients", "moments", "reference")
-        return torch.tensor(
-            [[4.0 * other.get(name, lambda *_, x=x: x)(p, a) for name, x in zip(names, one(p, a))] for p, a in rows]
-        )
+        rows = [[other.get(n, lambda *_, x=x: x)(p, a) for n, x in zip(names, one(p, a))] for p, a in zip(P, A)]
+        return 4.0 * torch.tensor(rows)
 
     def numbers(p: int, a: int) -> tuple:
         return p + a, trained(p, a), 2 * trained(p, a), 0 if a else p
@@ -75,6 +72,57 @@ def check_memory(fn: Callable, draw: Draw) -> None:
     )
 
 
+def _walk(row: list[float], goal: float, none: int = 0) -> int:
+    """The word at which a walker who goes along the row has come further than the goal."""
+    gone = 0.0
+    for word, step in enumerate(row):
+        gone += step
+        if gone > goal:
+            return word
+    return none
+
+
+def _drawn_wrong(p: list[list[float]], u: list[float], right: Tensor) -> dict[str, Tensor]:
+    """The mistakes of exercise 14.2. p: [B][V] probabilities, u: [B] uniforms, right: [B] words."""
+    B, V = len(p), len(p[0])
+
+    def table(one: Callable[[int], int]) -> Tensor:
+        return torch.tensor([one(b) for b in range(B)])
+
+    def order(b: int) -> list[int]:
+        return sorted(range(V), key=lambda word: -p[b][word])
+
+    return {
+        "the word behind it: the first at which the sum exceeds the uniform": right + 1,
+        "the word before it: the sum does not exceed the uniform there yet": right - 1,
+        "a word of probability 0: where the uniform is 0, the sum must *exceed* it": table(
+            lambda b: _walk(p[b], u[b]) if b else 0
+        ),
+        "the words are sorted by probability first: sum in the vocabulary's order, which no rounding changes": (
+            table(lambda b: order(b)[_walk(sorted(p[b], reverse=True), u[b])])
+        ),
+        "this is a place among the sorted words, not a word": table(lambda b: _walk(sorted(p[b], reverse=True), u[b])),
+        "always word 0: log-probabilities are negative and sum to nothing above the uniform; exp comes first": (
+            torch.zeros(B)
+        ),
+        "always V, which is no word: log-probabilities sum to nothing above the uniform; exp comes first": (
+            torch.full((B,), float(V))
+        ),
+        "always the last word: log-probabilities sum to nothing above the uniform; exp comes first": (
+            torch.full((B,), V - 1.0)
+        ),
+        "one uniform for all rows: each row has its own": table(lambda b: _walk(p[b], u[0])),
+        "the uniforms are ignored: this is the likeliest word": table(lambda b: order(b)[0]),
+        "counted from the end: the sum begins at word 0": table(lambda b: V - 1 - _walk(p[b][::-1], u[b])),
+        "the uniform is compared with each word's own probability: sum them up first": table(
+            lambda b: next((k for k in range(V) if p[b][k] > u[b]), 0)
+        ),
+        "the sum runs down the batch: it runs along the vocabulary": table(
+            lambda b: next((k for k in range(V) if sum(row[k] for row in p[: b + 1]) > u[b]), 0)
+        ),
+    }
+
+
 @exercise("14.2")
 def check_draw(fn: Callable, draw: Draw) -> None:
     """Exercise 14.2: fn(logprobs [B, V], uniforms [B]) -> the first word whose summed probability exceeds it, [B]."""
@@ -85,22 +133,7 @@ def check_draw(fn: Callable, draw: Draw) -> None:
     uniforms[0] = 0.0
     p, u = logprobs.exp().tolist(), uniforms.tolist()
 
-    def walk(row: list[float], goal: float, none: int = 0) -> int:
-        """The word at which a walker who goes along the row has come further than the goal."""
-        gone = 0.0
-        for word, step in enumerate(row):
-            gone += step
-            if gone > goal:
-                return word
-        return none
-
-    def table(one: Callable[[int], int]) -> Tensor:
-        return torch.tensor([one(b) for b in range(B)])
-
-    def order(b: int) -> list[int]:
-        return sorted(range(V), key=lambda word: -p[b][word])
-
-    right = table(lambda b: walk(p[b], u[b]))
+    right = torch.tensor([_walk(p[b], u[b]) for b in range(B)])
     sums = [[sum(row[: k + 1]) for k in range(V - 1)] for row in p]
     redraw_unless(all(abs(s - u[b]) > 5e-3 for b in range(1, B) for s in [*sums[b], *(1 - x for x in sums[b])]))
 
@@ -119,37 +152,7 @@ def check_draw(fn: Callable, draw: Draw) -> None:
         fn,
         (logprobs, uniforms),
         right,
-        {
-            "the word behind it: the first at which the sum exceeds the uniform": right + 1,
-            "the word before it: the sum does not exceed the uniform there yet": right - 1,
-            "a word of probability 0: where the uniform is 0, the sum must *exceed* it": table(
-                lambda b: walk(p[b], u[b]) if b else 0
-            ),
-            "the words are sorted by probability first: sum in the vocabulary's order, which no rounding changes": (
-                table(lambda b: order(b)[walk(sorted(p[b], reverse=True), u[b])])
-            ),
-            "this is a place among the sorted words, not a word": table(
-                lambda b: walk(sorted(p[b], reverse=True), u[b])
-            ),
-            "always word 0: log-probabilities are negative and sum to nothing above the uniform; exp comes first": (
-                torch.zeros(B)
-            ),
-            "always V, which is no word: log-probabilities sum to nothing above the uniform; exp comes first": (
-                torch.full((B,), float(V))
-            ),
-            "always the last word: log-probabilities sum to nothing above the uniform; exp comes first": (
-                torch.full((B,), V - 1.0)
-            ),
-            "one uniform for all rows: each row has its own": table(lambda b: walk(p[b], u[0])),
-            "the uniforms are ignored: this is the likeliest word": table(lambda b: order(b)[0]),
-            "counted from the end: the sum begins at word 0": table(lambda b: V - 1 - walk(p[b][::-1], u[b])),
-            "the uniform is compared with each word's own probability: sum them up first": table(
-                lambda b: next((k for k in range(V) if p[b][k] > u[b]), 0)
-            ),
-            "the sum runs down the batch: it runs along the vocabulary": table(
-                lambda b: next((k for k in range(V) if sum(row[k] for row in p[: b + 1]) > u[b]), 0)
-            ),
-        },
+        _drawn_wrong(p, u, right),
         view=same_again,
     )
     demand(
