@@ -531,6 +531,12 @@ def test_each_token_is_where_the_summed_probabilities_pass_the_uniform(small, te
             assert below - 1e-6 <= uniforms[b, t] <= below + float(pi[b, t, rollout.actions[b, t]]) + 1e-6
 
 
+def test_a_word_without_probability_is_not_drawn_even_at_a_uniform_of_0():
+    log_pi = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).log().expand(4, -1)
+    drawn = gpt2._inverse_cdf(log_pi, torch.tensor([0.0, 0.5 - 1e-12, 0.5, 1 - 2**-53], dtype=torch.float64))
+    assert drawn.tolist() == [1, 1, 3, 3]
+
+
 @pytest.mark.parametrize("bad", [torch.zeros(1, 4), torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.long)])
 def test_bad_uniforms_are_named(small, bad):
     with pytest.raises(ValueError, match=r"uniforms must be \[B, max_new_tokens\] = \(2, 4\) numbers in \[0, 1\), got"):
