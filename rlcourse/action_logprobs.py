@@ -11,7 +11,7 @@ def action_logprobs(logits: Tensor, actions: Tensor, with_entropy: bool = False)
 
         p = softmax(logits)        logprob = log p(action)        entropy = -sum_v p(v) * log p(v)
 
-    `log_softmax`, `gather`, `exp` and `sum` say the same, and autograd keeps a tensor [B, T, V] for each of them. Here
+    `log_softmax`, `gather`, `exp` and `sum` say the same, and autograd keeps three tensors [B, T, V] for that. Here
     only p is kept; the gradients are
 
         d logprob / d logits(v) = 1[v = action] - p(v)        d entropy / d logits(v) = -p(v) * (log p(v) + entropy)

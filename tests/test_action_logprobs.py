@@ -88,6 +88,13 @@ def test_what_is_not_a_number_stays_visible():
     assert logprobs.isnan().all()
 
 
+def test_one_tensor_over_the_vocabulary_is_kept_for_the_way_back(case):
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        both(*case)
+    assert sum(x.shape[-1] == V for x in kept) == 1
+
+
 def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match=r"logits must be \[B, T, V\] for actions \(3, 4\), got \(3, 5, 7\)"):
         action_logprobs(torch.zeros(3, 5, 7), torch.zeros(3, 4, dtype=torch.long))
